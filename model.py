@@ -1,0 +1,414 @@
+"""The two models, how they write, and how they are kept: the room the others stand around.
+
+    ids (B, T) → embedding → (B, T, C) → n_layers blocks → (B, T, C) → head → logits (B, T, V)
+
+One letter each, everywhere: B batch, T time, C = d_model, H heads, K key-value heads, D head size, V vocabulary.
+
+- decoder: attention. RMSNorm, rotary positions, QK-norm, causal attention, SwiGLU, no biases: exactly the public Qwen3
+  architecture under Transformers' parameter names, so a folder written by save() loads there unconverted.
+- ffn: no attention. Bengio et al. (2003) grown up: the embeddings of the last `window` tokens, concatenated and
+  projected, then residual MLP blocks. It is there to show what attention buys.
+
+Both see one review at a time: `</s>` opens a review, and nothing before it is looked at. Read Attention, Block and
+Decoder first, then generate, then save and load.
+"""
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+
+@dataclass
+class Config:
+    vocab_size: int
+    arch: str = 'decoder'    # decoder | ffn
+    d_model: int = 256       # C, width of the residual stream
+    d_ffn: int = 704         # width inside the MLP
+    n_layers: int = 6
+    nhead: int = 4           # H; head size D = C / H unless head_dim says otherwise
+    chunk_size: int = 256    # how many positions back a token may look
+    window: int = 8          # ffn: how many tokens it reads
+    eos: int = 0             # the id of </s>, which opens and closes a review
+    bos: int = 1             # the id of <s>, the start of a review of unknown rating
+    tied: bool = False       # one matrix for embedding and head
+    nkv: int = 0             # K, heads that share keys and values (0: H, every head its own)
+    head_dim: int = 0        # D (0: C / H)
+    rope_theta: float = 1e4  # the longest wavelength of the rotary positions
+    eps: float = 1e-6        # inside RMSNorm's square root
+    dropout: float = 0.0     # in training only, never saved
+
+    def __post_init__(self):
+        """Fill in what is derived; raises ValueError in one sentence where the numbers cannot make a model."""
+        for name in ('vocab_size', 'd_model', 'd_ffn', 'n_layers', 'nhead', 'chunk_size', 'window'):
+            if getattr(self, name) < 1:
+                raise ValueError(f'{name}={getattr(self, name)}: it takes 1 or more')
+        if self.arch not in ('decoder', 'ffn'):
+            raise ValueError(f"arch={self.arch}: it is 'decoder' or 'ffn'")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f'dropout={self.dropout}: it takes 0 or more and less than 1')
+        self.nkv = self.nkv or self.nhead
+        if self.arch == 'decoder' and not self.head_dim and self.d_model % (2 * self.nhead):
+            raise ValueError(f'd_model={self.d_model} does not divide into nhead={self.nhead} heads of an even size')
+        self.head_dim = self.head_dim or self.d_model // self.nhead
+        if self.nhead % self.nkv or self.head_dim % 2:
+            raise ValueError(f'{self.nhead} heads of size {self.head_dim} cannot share {self.nkv} key-value heads')
+
+
+class RMSNorm(nn.RMSNorm):
+    """Scale to unit root mean square, times a learned gain (Zhang & Sennrich 2019, arXiv:1910.07467), in the dtype that comes in."""
+
+    def forward(self, x):
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
+class SwiGLU(nn.Module):
+    """The MLP: one half gates the other (Shazeer 2020, arXiv:2002.05202). (B, T, C) → (B, T, C)"""
+
+    def __init__(self, c):
+        super().__init__()
+        self.gate_proj = nn.Linear(c.d_model, c.d_ffn, bias=False)
+        self.up_proj = nn.Linear(c.d_model, c.d_ffn, bias=False)
+        self.down_proj = nn.Linear(c.d_ffn, c.d_model, bias=False)
+
+    def forward(self, x):
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+def rotate(x, cos, sin):
+    """Rotary positions (Su et al. 2021, arXiv:2104.09864): turn pair i of every head by an angle that grows with the
+    position, so that a query times a key depends on their distance alone. x (B, H, T, D), cos and sin (T, D)."""
+    left, right = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-right, left), dim=-1) * sin
+
+
+class Attention(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        self.c = c
+        self.q_proj = nn.Linear(c.d_model, c.nhead * c.head_dim, bias=False)
+        self.k_proj = nn.Linear(c.d_model, c.nkv * c.head_dim, bias=False)
+        self.v_proj = nn.Linear(c.d_model, c.nkv * c.head_dim, bias=False)
+        self.o_proj = nn.Linear(c.nhead * c.head_dim, c.d_model, bias=False)
+        self.q_norm = RMSNorm(c.head_dim, c.eps)  # QK-norm (Henry et al. 2020): no logit can grow without bound
+        self.k_norm = RMSNorm(c.head_dim, c.eps)
+
+    def forward(self, x, rope, mask, cache=None):
+        """x (B, T, C), mask (B, 1, T, T) True where a query may look at a key; with a cache T new tokens look back at the old."""
+        B, T, _ = x.shape
+        q = self.q_norm(self.q_proj(x).view(B, T, -1, self.c.head_dim)).transpose(1, 2)  # (B, H, T, D)
+        k = self.k_norm(self.k_proj(x).view(B, T, -1, self.c.head_dim)).transpose(1, 2)  # (B, K, T, D)
+        v = self.v_proj(x).view(B, T, -1, self.c.head_dim).transpose(1, 2)               # (B, K, T, D)
+        q, k = rotate(q, *rope), rotate(k, *rope)
+        if cache is not None:
+            k, v = cache.extend(self, k, v)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=self.c.nkv != self.c.nhead)  # (B, H, T, D)
+        return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
+
+
+class Block(nn.Module):
+    """Read from the residual stream, add to it: x + attention(norm(x)), then x + mlp(norm(x)). (B, T, C) → (B, T, C)"""
+
+    def __init__(self, c):
+        super().__init__()
+        self.input_layernorm = RMSNorm(c.d_model, c.eps)
+        self.self_attn = Attention(c)
+        self.post_attention_layernorm = RMSNorm(c.d_model, c.eps)
+        self.mlp = SwiGLU(c)
+        self.drop = nn.Dropout(c.dropout)
+
+    def forward(self, x, rope, mask, cache=None):
+        x = x + self.drop(self.self_attn(self.input_layernorm(x), rope, mask, cache))
+        return x + self.drop(self.mlp(self.post_attention_layernorm(x)))
+
+
+class Model(nn.Module):
+    """What both architectures share: embedding at the bottom, head and loss at the top."""
+
+    def __init__(self, c, layers, **more):
+        super().__init__()
+        self.config = c
+        self.model = nn.ModuleDict(dict(embed_tokens=nn.Embedding(c.vocab_size, c.d_model), **more,
+                                        layers=nn.ModuleList(layers), norm=RMSNorm(c.d_model, c.eps)))
+        self.lm_head = nn.Linear(c.d_model, c.vocab_size, bias=False)
+        self.drop = nn.Dropout(c.dropout)
+        for name, p in self.named_parameters():
+            if name.endswith(('o_proj.weight', 'down_proj.weight', 'lm_head.weight')):
+                nn.init.zeros_(p)  # every block begins as the identity and every guess as uniform: loss starts at log V
+            elif 'embed_tokens' in name:
+                nn.init.normal_(p, std=0.02 if c.tied else 1.0)
+            elif p.ndim == 2:
+                nn.init.normal_(p, std=1 / math.sqrt(p.shape[1]))  # keeps the size of what passes through
+        if c.tied:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def forward(self, idx, targets=None, cache=None):
+        """idx (B, T) → logits (B, T, V); with targets (B, T), the summed cross-entropy in nats instead, targets of -1 left out.
+        With a cache, idx continues what the cache holds and only the last position's logits (B, 1, V) come back."""
+        x = self.hidden(idx, cache)                                           # (B, T, C)
+        logits = self.lm_head(self.model.norm(x if cache is None else x[:, -1:]))  # (B, T, V)
+        if targets is None:
+            return logits
+        return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-1, reduction='sum')
+
+    def matmul_flops(self):
+        """Floating-point operations of one token's forward and backward pass: 6 a matrix weight, and attention's 12 C T a layer."""
+        weights = sum(p.numel() for p in self.parameters() if p.ndim == 2) - (0 if self.config.tied else self.model.embed_tokens.weight.numel())
+        c = self.config
+        return 6 * weights + (12 * c.n_layers * c.nhead * c.head_dim * c.chunk_size if c.arch == 'decoder' else 0)
+
+
+class Decoder(Model):
+    def __init__(self, c):
+        super().__init__(c, [Block(c) for _ in range(c.n_layers)])
+
+    def hidden(self, idx, cache=None):
+        """idx (B, T) → the residual stream after the last block (B, T, C)"""
+        T, past = idx.shape[1], cache.length if cache else 0
+        position = torch.arange(past, past + T, device=idx.device)
+        pair = torch.arange(0, self.config.head_dim, 2, device=idx.device)
+        angle = position[:, None] * self.config.rope_theta ** (-pair / self.config.head_dim)  # (T, D/2)
+        angle = torch.cat((angle, angle), dim=-1)                                             # (T, D)
+        mask = None
+        if past == 0:
+            review = (idx == self.config.eos).cumsum(1)                                   # (B, T): which review a token is of
+            back = position[:, None] - position                                           # (T, T): how far back the key lies
+            mask = ((back >= 0) & (back < self.config.chunk_size) & (review[:, :, None] == review[:, None, :]))[:, None]
+        x = self.drop(self.model.embed_tokens(idx))
+        rope = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+        for block in self.model.layers:
+            x = block(x, rope, mask, cache)
+        if cache:
+            cache.length += T
+        return x
+
+
+class Cache:
+    """Keys and values of the tokens already read, so that each new one costs one token's work and not the whole text's.
+    Holds the last chunk_size of them: further back no token looks, with the cache or without."""
+
+    def __init__(self):
+        self.length, self.kv = 0, {}
+
+    def extend(self, layer, k, v):
+        """k and v (B, K, T, D) of the new tokens → those of all the tokens the last of them may look at."""
+        if self.length:
+            k, v = (torch.cat(pair, dim=2) for pair in zip(self.kv[layer], (k, v)))
+        self.kv[layer] = k[:, :, -layer.c.chunk_size:], v[:, :, -layer.c.chunk_size:]
+        return self.kv[layer] if self.length else (k, v)
+
+
+class MLPBlock(nn.Module):
+    """x + mlp(norm(x)): a Block without the attention. (B, T, C) → (B, T, C)"""
+
+    def __init__(self, c):
+        super().__init__()
+        self.norm, self.mlp, self.drop = RMSNorm(c.d_model, c.eps), SwiGLU(c), nn.Dropout(c.dropout)
+
+    def forward(self, x):
+        return x + self.drop(self.mlp(self.norm(x)))
+
+
+class FFN(Model):
+    def __init__(self, c):
+        super().__init__(c, [MLPBlock(c) for _ in range(c.n_layers)], project=nn.Linear(c.window * c.d_model, c.d_model, bias=False))
+
+    def hidden(self, idx, cache=None):
+        """idx (B, T) → (B, T, C), each position from its own last `window` tokens alone"""
+        if cache is not None:  # the cache of a model that looks `window` tokens back is those tokens
+            new = idx.shape[1]
+            idx = cache.kv['idx'] = torch.cat((cache.kv['idx'], idx), dim=1)[:, -new - self.config.window + 1:] if cache.length else idx
+            cache.length += new
+        review = (idx == self.config.eos).cumsum(1)
+        e = self.drop(self.model.embed_tokens(idx))                                       # (B, T, C)
+        seen = [e]
+        for back in range(1, self.config.window):
+            shifted = F.pad(e, (0, 0, back, 0))[:, :e.shape[1]]                           # the token `back` places ago …
+            same = F.pad(review, (back, 0), value=-1)[:, :e.shape[1]] == review           # … if it is of this review, else zeros
+            seen.append(shifted * same[:, :, None])
+        x = self.model.project(torch.cat(seen, dim=-1))                                   # (B, T, window * C) → (B, T, C)
+        for block in self.model.layers:
+            x = block(x)
+        return x
+
+
+def choose(device='auto', dtype='auto'):
+    """(torch.device, torch.dtype): what was named, or the fastest there is. bfloat16 is taken where the hardware multiplies in it.
+    Raises ValueError in one sentence where the device is not there."""
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    name = device if device != 'auto' else 'cuda' if cuda else 'mps' if mps else 'cpu'
+    if not {'cuda': cuda, 'mps': mps, 'cpu': True}.get(name.partition(':')[0]):
+        raise ValueError(f'device={device}: there is none here; --device=auto takes what there is')
+    if dtype not in ('auto', 'bfloat16', 'float16', 'float32'):
+        raise ValueError(f"dtype='{dtype}': it is auto, bfloat16, float16 or float32")
+    chosen = torch.device(name, int(os.environ.get('LOCAL_RANK', 0))) if name == 'cuda' else torch.device(name)
+    if chosen.type == 'cuda':
+        torch.cuda.set_device(chosen)
+        fastest = 'bfloat16' if torch.cuda.get_device_capability(chosen) >= (8, 0) else 'float16'
+    else:
+        flags = torch.cpu.get_capabilities() if chosen.type == 'cpu' else {}
+        fastest = 'bfloat16' if flags.get('avx512_bf16') or flags.get('amx_bf16') else 'float32'
+    return chosen, getattr(torch, fastest if dtype == 'auto' else dtype)
+
+
+def build(config):
+    return {'decoder': Decoder, 'ffn': FFN}[config.arch](config)
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+def pick(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):
+    """One id a row from logits (B, V) → (B,). Temperature 0 takes the likeliest; top_k keeps the k likeliest (0: all); top_p the
+    fewest that together hold that much probability (nucleus sampling, Holtzman et al. 2020, arXiv:1904.09751)."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    logits = logits.float() / temperature
+    if 0 < top_k < logits.shape[-1]:
+        logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -math.inf)
+    probs = logits.softmax(-1)
+    if top_p < 1:
+        ordered, ids = probs.sort(descending=True)
+        ordered[ordered.cumsum(-1) - ordered >= top_p] = 0  # what lies before it is already enough; the first always stays
+        probs = torch.zeros_like(probs).scatter_(1, ids, ordered)
+    return torch.multinomial(probs, 1, generator=generator)[:, 0]
+
+
+@torch.inference_mode()
+def generate(model, idx, max_token, banned=(), **picking):
+    """Continue idx (B, T), reviews that begin with </s>. Yields (B,) ids at a time, until every row has closed its review with
+    </s> or max_token are written; a closed row goes on saying </s>. `banned` ids are never written; the rest goes to pick()."""
+    eos, cache = model.config.eos, Cache()
+    closed = torch.zeros(len(idx), dtype=torch.bool, device=idx.device)
+    for _ in range(max_token):
+        logits = model(idx, cache=cache)[:, -1]  # (B, V)
+        logits[:, list(banned)] = -math.inf
+        idx = pick(logits, **picking).masked_fill(closed, eos)
+        yield idx
+        closed |= idx == eos
+        if closed.all():
+            return
+        idx = idx[:, None]
+
+
+@torch.inference_mode()
+def surprise(model, reviews, batch_tokens=8192):
+    """How surprised the model is by every token of every review, given the tokens before it.
+
+    reviews: arrays of ids, `</s> <rating> tokens … </s>`. Returns a list of (nats, hit) pairs of arrays one shorter than the
+    review: -log P of each token after the first, and whether it was the model's first guess. One longer than a row is read
+    in pieces of chunk_size, as in training. Batched by length: padding would be work for nothing."""
+    T, device = model.config.chunk_size, model.lm_head.weight.device
+    pieces = [(n, i, r[i:i + T + 1]) for n, r in enumerate(reviews) for i in range(0, max(1, len(r) - 1), T)]
+    pieces.sort(key=lambda piece: len(piece[2]))
+    out = [(torch.empty(len(r) - 1), torch.empty(len(r) - 1, dtype=torch.bool)) for r in reviews]
+    while pieces:
+        longest = len(pieces[-1][2]) - 1
+        rows = [pieces.pop() for _ in range(min(len(pieces), max(1, batch_tokens // max(1, longest))))]
+        batch = torch.full((len(rows), longest + 1), model.config.eos)
+        for row, (_, _, ids) in zip(batch, rows):
+            row[:len(ids)] = torch.as_tensor(ids, dtype=torch.long)
+        batch = batch.to(device)
+        logits = model(batch[:, :-1]).float()
+        nats = F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction='none').view(len(rows), -1).cpu()
+        hit = (logits.argmax(-1) == batch[:, 1:]).cpu()
+        for (n, i, ids), a, b in zip(rows, nats, hit):
+            out[n][0][i:i + len(ids) - 1], out[n][1][i:i + len(ids) - 1] = a[:len(ids) - 1], b[:len(ids) - 1]
+    return out
+
+
+def rate(model, texts, starts, batch_tokens=8192):
+    """log P(start) + log P(text | start), in nats, for every text (ids without control tokens) and every start id: (N, len(starts)).
+    The same sum that training lowered, so the model is a classifier with nothing added (a generative classifier, Bayes' rule)."""
+    eos = model.config.eos
+    scored = surprise(model, [[eos, start, *text, eos] for text in texts for start in starts], batch_tokens)
+    return -torch.stack([nats.sum() for nats, _ in scored]).view(len(texts), len(starts))
+
+
+# --- keeping ---------------------------------------------------------------------------------------------------------
+
+NAMES = dict(vocab_size='vocab_size', d_model='hidden_size', d_ffn='intermediate_size', n_layers='num_hidden_layers',
+             nhead='num_attention_heads', nkv='num_key_value_heads', head_dim='head_dim', chunk_size='max_position_embeddings',
+             eps='rms_norm_eps', rope_theta='rope_theta', tied='tie_word_embeddings', eos='eos_token_id', bos='bos_token_id')
+ARCHS = {'qwen3': 'decoder', 'window_mlp': 'ffn'}  # model_type in config.json → our arch
+
+
+def save(model, folder, meta=None, vocabulary=()):
+    """Write a model folder that Transformers reads: config.json, model.safetensors, generation_config.json, meta.json, and copies
+    of the vocabulary's files. Each file is written beside its place and moved there whole."""
+    c, folder = model.config, Path(folder)
+    decoder = c.arch == 'decoder'
+    config = {'architectures': ['Qwen3ForCausalLM' if decoder else 'WindowMLPForCausalLM'],
+              'model_type': {arch: name for name, arch in ARCHS.items()}[c.arch], **{theirs: getattr(c, ours) for ours, theirs in NAMES.items()},
+              'rope_parameters': {'rope_type': 'default', 'rope_theta': c.rope_theta}, 'hidden_act': 'silu', 'attention_bias': False,
+              'attention_dropout': 0.0, 'use_sliding_window': False, 'dtype': 'float32', **({} if decoder else {'window': c.window})}
+    weights = {name: p.detach().float().cpu().contiguous() for name, p in model.state_dict().items() if not (c.tied and name == 'lm_head.weight')}
+    texts = {'config.json': config, 'generation_config.json': {'bos_token_id': c.bos, 'eos_token_id': c.eos, 'pad_token_id': c.eos}, 'meta.json': meta or {}}
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [(Path(f).name, lambda part, f=f: part.write_bytes(Path(f).read_bytes())) for f in vocabulary]
+    files += [(name, lambda part, text=text: part.write_text(json.dumps(text, indent=1, ensure_ascii=False), 'utf-8')) for name, text in texts.items()]
+    files += [('model.safetensors', lambda part: save_file(weights, part, metadata={'format': 'pt'}))]  # last: a folder with weights is complete
+    for name, write in files:
+        part = folder / f'{name}.part'
+        write(part)
+        os.replace(part, folder / name)
+
+
+def find(model_path=''):
+    """The folder a person means: the one named, or the newest model under out/. Raises ValueError in one sentence."""
+    if model_path:
+        return Path(model_path)
+    found = sorted(Path('out').rglob('model.safetensors'), key=lambda f: f.stat().st_mtime)
+    if not found:
+        raise ValueError('there is no trained model under out/ yet; run train.py first, or name a folder with --model_path=')
+    return found[-1].parent
+
+
+def load(folder, device='cpu', dropout=0.0):
+    """(model, meta) from a folder that save() or Transformers wrote. Nothing in it is executed: JSON and safetensors only.
+    Raises ValueError, in one sentence, where it is not a model of ours or its parts do not fit each other."""
+    folder = Path(folder)
+    try:
+        theirs = json.loads((folder / 'config.json').read_text('utf-8'))
+        meta = json.loads((folder / 'meta.json').read_text('utf-8')) if (folder / 'meta.json').exists() else {}
+    except FileNotFoundError:
+        raise ValueError(f'{folder} is not a model folder: it has no config.json') from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as e:
+        raise ValueError(f'{folder} cannot be read: {e}') from None
+    arch = ARCHS.get(theirs.get('model_type')) if isinstance(theirs, dict) else None
+    if arch is None:
+        raise ValueError(f"{folder}/config.json: not one of {', '.join(ARCHS)}, the architectures known here")
+    theirs.setdefault('rope_theta', (theirs.get('rope_parameters') or {}).get('rope_theta', 1e4))
+    try:
+        c = Config(arch=arch, dropout=dropout, **{ours: theirs[name] for ours, name in NAMES.items() if name in theirs},
+                   **({'window': theirs['window']} if arch == 'ffn' else {}))
+        with torch.device('meta'):
+            model = build(c)
+    except (KeyError, TypeError, RuntimeError) as e:
+        raise ValueError(f'{folder}/config.json does not describe a model: {e!r}') from None
+    wanted = {name: list(p.shape) for name, p in model.state_dict().items() if not (c.tied and name == 'lm_head.weight')}
+    try:
+        with safe_open(folder / 'model.safetensors', 'pt') as f:
+            held = {name: f.get_slice(name).get_shape() for name in f.keys() if not (c.tied and name == 'lm_head.weight')}
+            wrong = sorted(name for name in wanted.keys() | held.keys() if wanted.get(name) != held.get(name))
+            if wrong:
+                raise ValueError(f'{folder}: config.json and model.safetensors disagree on {wrong[0]} ({wanted.get(wrong[0])} and {held.get(wrong[0])})')
+            weights = {name: f.get_tensor(name).float() for name in held}
+    except (OSError, SafetensorError) as e:
+        raise ValueError(f'{folder}/model.safetensors cannot be read: {e}') from None
+    model.load_state_dict(weights, strict=False, assign=True)
+    if c.tied:
+        model.lm_head.weight = model.model.embed_tokens.weight
+    return model.to(device).eval(), meta
+
+
+def agree(model, **flags):
+    """The shape is read from the model folder; a flag that says the same is welcome, one that contradicts raises ValueError."""
+    for name, value in flags.items():
+        if value and value != getattr(model.config, name):
+            raise ValueError(f'--{name}={value}, but the model has {name}={getattr(model.config, name)}; leave the flag out')

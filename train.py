@@ -1,0 +1,415 @@
+"""Train a model on the tokens that prepare.py wrote: one loop for a laptop, a GPU, or many.
+
+    python train.py config/demo.py                                     one process, CPU or GPU
+    torchrun --standalone --nproc_per_node=4 train.py config/kr3.py    four GPUs, the same losses
+    python train.py --out_dir=out/demo --init_from=resume              go on where a run stopped
+
+    train.bin → shuffled reviews → rows (R, T+1) → batch (B, T+1) of step s → loss → gradients → optimizer → out_dir/
+
+The batch of step s is a function of (data, seed, s) and nothing else, so a resumed run is the run that never stopped, bit
+for bit, and four processes draw the curve of one. Read main() first, then what it calls.
+"""
+import csv
+import fcntl
+import json
+import math
+import os
+import signal
+import time
+from bisect import bisect_left, insort
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from configurator import configure, refuse, whole
+from model import Config, build, choose, save
+
+data_dir = 'data/kr3'      # what prepare.py wrote
+out_dir = 'out/kr3'        # where the model folder, the state and the log go
+mode = 'tokenizer'         # which of data_dir's vocabularies: tokenizer or manual
+init_from = 'scratch'      # scratch, or resume: go on with the run in out_dir
+arch = 'decoder'           # decoder: attention; ffn: an MLP over the last `window` tokens
+d_model = 256              # width of the model
+d_ffn = 0                  # width inside its MLPs (0: 8/3 of d_model, in 64s)
+n_layers = 6               # depth
+nhead = 0                  # attention heads (0: one per 64 of d_model)
+window = 8                 # ffn: how many tokens it looks back
+chunk_size = 256           # tokens in a row, and how far attention looks back
+tied = False               # one matrix for embedding and head
+dropout = 0.0              # share of activations dropped in training; 0.1 when the data is repeated often
+batch_size = 16            # rows per optimizer step, over all processes together
+micro_batch = 0            # rows per forward pass of one process, to fit its memory (0: its whole share)
+epochs = 1                 # passes over the data
+n_tokens = 0.0             # million tokens per epoch (0: all there are)
+optimizer = 'muon'         # muon: Muon for the matrices, AdamW for the rest; adamw: AdamW for all, the classic
+lr = 4e-3                  # peak learning rate
+weight_decay = 0.1         # pull of the matrices towards zero, per step and unit of learning rate
+warmup = 0                 # steps of rising learning rate (0: a fiftieth of the run)
+grad_clip = 1.0            # longest gradient allowed (0: any)
+eval_interval = 0          # steps between validations, each saving the state (0: ten a run)
+eval_tokens = 0.1          # million validation tokens, the same ones every time (0: all there are)
+log_interval = 0           # steps between lines of the log (0: a hundred a run)
+seed = 0                   # of initial weights, order of the data, dropout
+device = 'auto'            # cuda, mps, cpu, or auto: the first of them that is there
+dtype = 'auto'             # bfloat16, float16, float32, or auto: the fastest this device has in hardware
+compile = True             # torch.compile: about twice as fast, after half a minute
+given = configure(globals())
+
+MAY_CHANGE = {'init_from', 'out_dir', 'micro_batch', 'eval_interval', 'eval_tokens', 'log_interval', 'device', 'dtype', 'compile'}
+rank, world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
+
+
+def say(*words):
+    if rank == 0:
+        print(*words, flush=True)
+
+
+# --- data: the batch of a step ---------------------------------------------------------------------------------------
+
+def pack(data, starts, order, T, eos):
+    """Whole reviews into rows (R, T+1): each goes to the fullest open row that has room (best fit; over 99% of a row is text).
+
+    data: ids of `</s> <rating> tokens… </s> …`; starts (N+1,): where each review's `</s>` stands, and the last one. A review is
+    never cut unless it is longer than a row, so it always has its beginning, as when sampling. The rest of a row is `</s>`;
+    its last column is what follows column T: `</s>`, or the next token of a review that goes on."""
+    rows, room_of = [], []  # slices of data in each row; (room left, row), sorted: the open ones
+    for i in order:
+        a, b = int(starts[i]), int(starts[i + 1])
+        long = b - a > T
+        while b - a > T:                                    # a long one fills rows of its own …
+            rows.append([(a, a + T + 1)])
+            a += T
+        at = len(room_of) if long else bisect_left(room_of, (b - a,))
+        if at < len(room_of):
+            room, row = room_of.pop(at)
+        else:                                               # … and its tail, or what fits nowhere, opens a new one
+            rows.append([])
+            room, row = T, len(rows) - 1
+            if len(room_of) >= 64:
+                room_of.pop(0)                              # the fullest is closed
+        rows[row].append((a, b))
+        insort(room_of, (room - (b - a), row))
+    packed = np.full((len(rows), T + 1), eos, dtype=np.uint16)
+    for row, pieces in zip(packed, rows):
+        at = 0
+        for a, b in pieces:
+            row[at:at + b - a] = data[a:b]
+            at += b - a
+    return packed
+
+
+def inputs_and_targets(rows, eos, device):
+    """rows (B, T+1) → x (B, T), y (B, T); what follows the last review of a row is `</s>` after `</s>`, and no target."""
+    x, y = torch.from_numpy(rows[:, :-1].astype(np.int64)), torch.from_numpy(rows[:, 1:].astype(np.int64))
+    y[(x == eos) & (y == eos)] = -1
+    if device.type == 'cuda':  # pinned memory lets the copy run beside the computing
+        x, y = x.pin_memory(), y.pin_memory()
+    return x.to(device, non_blocking=True), y.to(device, non_blocking=True)
+
+
+def read_bin(path, meta, side):
+    """(ids, starts): the stream and where its reviews begin."""
+    if not path.exists() or path.stat().st_size != 2 * meta[f'{side}_tokens']:
+        refuse(f'{path} is missing or not the one meta.json tells of; run prepare.py again')
+    data = np.fromfile(path, dtype=np.uint16)
+    if data.max() >= meta['vocab_size']:
+        refuse(f'{path} holds the id {data.max()}, but the vocabulary ends at {meta["vocab_size"] - 1}; run prepare.py again')
+    return data, np.flatnonzero(data == meta['eos'])
+
+
+# --- device ----------------------------------------------------------------------------------------------------------
+
+def matmul_peak(device, dtype):
+    """Floating-point operations a second that this device reaches on large matrices: what a perfect training step would run at."""
+    n = 8192 if device.type == 'cuda' else 1024
+    a = torch.randn(n, n, device=device, dtype=dtype)
+    sync = getattr(torch, device.type).synchronize
+    best = math.inf
+    for _ in range(8):
+        sync()
+        t = time.perf_counter()
+        a @ a
+        sync()
+        best = min(best, time.perf_counter() - t)
+    return 2 * n ** 3 / best
+
+
+# --- optimizer -------------------------------------------------------------------------------------------------------
+
+def make_optimizers(model, device):
+    """Every parameter in exactly one group. Rates are for AdamW's unit-size steps; Muon's are scaled to the same size."""
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and 'embed' not in name and 'lm_head' not in name]
+    gains = [p for p in model.parameters() if p.ndim == 1]
+    table = [model.model.embed_tokens.weight]
+    head = [] if tied else [model.lm_head.weight]
+    fused = dict(betas=(0.9, 0.95), fused=device.type in ('cpu', 'cuda'))
+    if optimizer == 'adamw':
+        opts = [torch.optim.AdamW([dict(params=matrices + table + head, weight_decay=weight_decay), dict(params=gains, weight_decay=0.0)], lr=lr, **fused)]
+    elif optimizer == 'muon':
+        opts = [torch.optim.AdamW([dict(params=table, lr=lr if tied else 25 * lr), dict(params=head + gains, lr=lr)], weight_decay=0.0, **fused),
+                torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn='match_rms_adamw')]
+    else:
+        refuse(f"optimizer='{optimizer}': it is 'muon' or 'adamw'")
+    grouped = [id(p) for o in opts for g in o.param_groups for p in g['params']]
+    assert len(grouped) == len(set(grouped)) and set(grouped) == {id(p) for p in model.parameters()}
+    for g in (g for o in opts for g in o.param_groups):
+        g['peak'] = g['lr']
+    return opts
+
+
+def schedule(step, steps):
+    """Share of the peak learning rate: up in a line, down along half a cosine to zero at the last step (arXiv:1608.03983)."""
+    rise = warmup or max(1, steps // 50)
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+
+# --- the run ---------------------------------------------------------------------------------------------------------
+
+def check(out):
+    """Everything that can be wrong before an hour of work is wrong now. Returns meta, and the state to resume from or None."""
+    state = None
+    if init_from == 'resume':
+        if not (out / 'state.pt').exists():
+            refuse(f'{out} holds no run to resume (no state.pt)')
+        state = torch.load(out / 'state.pt', map_location='cpu', weights_only=True)
+        for name, value in state['settings'].items():  # a run goes on as it began, whatever the defaults say today
+            if name in given and globals()[name] != value and name not in MAY_CHANGE:
+                refuse(f'the run in {out} was started with {name}={value}, not {globals()[name]}; leave --{name} out to resume it')
+            if name not in given and name not in MAY_CHANGE:
+                globals()[name] = value
+    elif init_from != 'scratch':
+        refuse(f"init_from='{init_from}': it is 'scratch' or 'resume'")
+    elif (out / 'state.pt').exists() or (out / 'model.safetensors').exists():
+        refuse(f'{out} already holds a run; go on with it (--init_from=resume), or name another --out_dir')
+    for name, least in dict(batch_size=1, epochs=1, lr=0, n_tokens=0, micro_batch=0, warmup=0, weight_decay=0, chunk_size=2).items():
+        if globals()[name] < least:
+            refuse(f'{name}={globals()[name]}: it takes {least} or more')
+    if batch_size % world:
+        refuse(f'batch_size={batch_size} does not divide among {world} processes')
+    folder = Path(data_dir, mode)
+    try:
+        meta = json.loads((folder / 'meta.json').read_text('utf-8'))
+        out.mkdir(parents=True, exist_ok=True)
+        if not os.access(out, os.W_OK):
+            refuse(f'{out} is not writable')
+    except FileNotFoundError:
+        refuse(f'{folder} has no meta.json; run prepare.py first (--output_dir={data_dir} --mode={mode})')
+    except (OSError, ValueError) as e:
+        refuse(f'{folder} or {out}: {e}')
+    return meta, state
+
+
+def main():
+    out = Path(out_dir)
+    meta, state = check(out)
+    try:
+        dev, kind = choose(device, dtype)
+    except ValueError as e:
+        refuse(e)
+    if world > 1:
+        dist.init_process_group('nccl' if dev.type == 'cuda' else 'gloo')
+    if rank == 0:
+        lock = open(out / '.lock', 'w')  # held until this process ends, however it ends
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            refuse(f'another run is writing to {out}; name another --out_dir')
+    eos, T, folder = meta['eos'], chunk_size, Path(data_dir, mode)
+    data, starts = read_bin(folder / 'train.bin', meta, 'train')
+    val_data, val_starts = read_bin(folder / 'val.bin', meta, 'val')
+
+    # how long the run is follows from the data
+    tokens = int(min(n_tokens * 1e6, len(data) - 1)) if n_tokens else len(data) - 1
+    steps_per_epoch = tokens // (batch_size * T)
+    steps = epochs * steps_per_epoch
+    if not steps:
+        refuse(f'{tokens:,} tokens do not fill one batch of {batch_size} rows of {T}; take a smaller --batch_size or --chunk_size, or more data')
+    every = eval_interval or max(1, steps // 10)
+    log_every = log_interval or max(1, steps // 100)
+
+    @lru_cache(1)
+    def epoch_rows(epoch):
+        """The rows of an epoch: all reviews shuffled and packed, or as many of them as n_tokens asks for."""
+        rng = np.random.default_rng((seed, epoch))
+        order = rng.permutation(len(starts) - 1)
+        count = np.searchsorted(np.diff(starts)[order].cumsum(), steps_per_epoch * batch_size * T) + 1
+        rows = pack(data, starts, order[:count], T, eos)[:steps_per_epoch * batch_size]
+        return rows[rng.permutation(len(rows))]
+
+    limit = eval_tokens * 1e6 or math.inf
+    val_rows = pack(val_data, val_starts, range(max(1, int((val_starts[1:] <= limit).sum()))), T, eos)
+
+    # the model
+    torch.manual_seed(seed)
+    try:
+        config = Config(vocab_size=meta['vocab_size'], arch=arch, d_model=d_model, d_ffn=d_ffn or -(-d_model * 8 // 3 // 64) * 64, n_layers=n_layers,
+                        nhead=nhead or max(1, round(d_model / 64)), chunk_size=T, window=window, eos=eos, bos=meta['starts']['unknown'],
+                        tied=tied, dropout=dropout)
+    except ValueError as e:
+        refuse(e)
+    raw = build(config).to(dev)
+    optimizers = make_optimizers(raw, dev)
+    scaler = torch.amp.GradScaler(dev.type, enabled=kind == torch.float16)
+    begin, best, seconds = 0, math.inf, 0.0
+    if state:
+        raw.load_state_dict(state['model'])
+        for opt, saved in zip(optimizers, state['optimizers']):
+            opt.load_state_dict(saved)
+        scaler.load_state_dict(state['scaler'])
+        begin, best, seconds = state['step'], state['best'], state['seconds']
+    share = batch_size // world
+    micro = min(micro_batch or share, share)
+    peak = matmul_peak(dev, kind) * world
+    say(f'{arch} of {sum(p.numel() for p in raw.parameters()):,} parameters on {world} × {dev.type} in {str(kind).removeprefix("torch.")}, '
+        f'measured peak {peak / 1e12:.2f} TFLOP/s\n{steps:,} steps of {batch_size * T:,} tokens: {epochs} × {tokens:,}; {len(val_rows) * T:,} validation tokens')
+
+    model = raw
+    if compile:
+        raw.compile(dynamic=False)  # in place: names of parameters stay as they are
+    if world > 1:
+        model = DistributedDataParallel(raw, device_ids=[dev.index] if dev.type == 'cuda' else None)
+    autocast = torch.autocast(dev.type, kind, enabled=kind != torch.float32)
+
+    def forward_backward(rows):
+        """Gradients of the mean loss over the whole global batch, rows (batch_size, T+1). Returns this process's share of that loss."""
+        goals = int((~((rows[:, :-1] == eos) & (rows[:, 1:] == eos))).sum())
+        mine, total = rows[rank * share:(rank + 1) * share], 0.0
+        for i in range(0, share, micro):
+            x, y = inputs_and_targets(mine[i:i + micro], eos, dev)
+            if world > 1:
+                model.require_backward_grad_sync = i + micro >= share  # the processes talk once a step
+            with autocast:
+                loss = model(x, y) / goals
+            scaler.scale(loss * world).backward()  # times world, because DDP averages what we want summed
+            total = total + loss.detach()
+        return total
+
+    @torch.no_grad()
+    def validate():
+        """Mean loss per token over the validation rows, shared out among the processes."""
+        raw.eval()
+        sums = torch.zeros(2, dtype=torch.float64)
+        for i in range(rank * micro, len(val_rows), world * micro):
+            rows = val_rows[i:i + micro]
+            rows = np.concatenate((rows, np.full((micro - len(rows), T + 1), eos, np.uint16)))  # one shape, one compilation
+            x, y = inputs_and_targets(rows, eos, dev)
+            with autocast:
+                sums += torch.tensor([raw(x, y).item(), (y >= 0).sum().item()], dtype=torch.float64)
+        raw.train()
+        if world > 1:
+            sums = sums.to(dev)
+            dist.all_reduce(sums)
+        return (sums[0] / sums[1]).item()
+
+    raw.train()
+    try:  # the first pass compiles; it is thrown away, so that the clock measures training
+        forward_backward(epoch_rows(begin // steps_per_epoch)[:batch_size])
+    except torch._dynamo.exc.TorchDynamoException as e:
+        say(f'not compiled: {str(e).strip().splitlines()[0]}')
+        torch._dynamo.reset()
+        raw._compiled_call_impl = None
+        forward_backward(epoch_rows(begin // steps_per_epoch)[:batch_size])
+    for opt in optimizers:
+        opt.zero_grad(set_to_none=True)
+
+    asked_to_stop = []
+    for sig in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(sig, lambda number, frame: asked_to_stop.append(number))
+    keep_log(out / 'log.csv', begin)
+    to_bits = (meta['val_tokens'] - 1) / meta['val_chars'] / math.log(2)
+    floor = meta.get('floor_bits_per_char')
+    running, logged, clock, here = 0.0, begin, time.perf_counter(), seconds
+    for step in range(begin, steps + 1):  # one more than there are steps: the last weights are validated too
+        stop = bool(asked_to_stop)
+        if world > 1:
+            together = torch.tensor(float(stop), device=dev)
+            dist.all_reduce(together)
+            stop = together.item() > 0
+        last, due = step == steps, step % every == 0 and step > begin
+        if due or last or stop or (step > begin and step % log_every == 0):
+            mean = torch.as_tensor(running / max(1, step - logged), device=dev)
+            if world > 1:
+                dist.all_reduce(mean)
+            mean = float(mean)
+            seconds += time.perf_counter() - clock
+            if step > begin and not math.isfinite(mean):
+                say(f'the loss is {mean} at step {step}, learning rate {lr * schedule(step - 1, steps):.2e}; the state of the last validation is kept. '
+                    'Try a smaller --lr.')
+                raise SystemExit(1)
+            val = validate() if due or last else None
+            if rank == 0:
+                speed = (step - begin) * batch_size * T / max(1e-9, seconds - here)
+                report(out / 'log.csv', step, steps, mean, val, seconds, speed, raw.matmul_flops() * speed / peak, to_bits, floor)
+                if val is not None and val < best:
+                    best = val
+                    save(raw, out, {**meta, 'step': step, 'tokens': step * batch_size * T, 'val_loss': val, 'data_dir': data_dir},
+                         [folder / f for f in ('tokenizer.json', 'tokenizer_config.json', meta['vocabulary'])])
+                if due or last or stop:
+                    with whole(out / 'state.pt', 'wb') as f:
+                        torch.save({'model': raw.state_dict(), 'optimizers': [o.state_dict() for o in optimizers], 'scaler': scaler.state_dict(),
+                                    'step': step, 'best': best, 'seconds': seconds,
+                                    'settings': {k: globals()[k] for k in state_settings()}}, f)
+            running, logged, clock = 0.0, step, time.perf_counter()
+        if last:
+            break
+        if stop:
+            say(f'stopped at step {step}; go on with: python train.py --out_dir={out} --init_from=resume')
+            break
+
+        torch.manual_seed(hash((seed, step, rank)))  # dropout is a function of the step, too
+        epoch, at = divmod(step, steps_per_epoch)
+        running = running + forward_backward(epoch_rows(epoch)[at * batch_size:(at + 1) * batch_size])
+        for opt in optimizers:
+            scaler.unscale_(opt)
+            for group in opt.param_groups:
+                group['lr'] = group['peak'] * schedule(step, steps)
+        if grad_clip:
+            torch.nn.utils.clip_grad_norm_(raw.parameters(), grad_clip)
+        for opt in optimizers:
+            scaler.step(opt)
+            opt.zero_grad(set_to_none=True)
+        scaler.update()
+    if step == steps:
+        say(f'best validation loss {best:.4f}, kept in {out}; write with: python sample.py --model_path={out}')
+    if world > 1:
+        dist.destroy_process_group()
+
+
+def state_settings():
+    from configurator import declared
+    return declared(Path(__file__).read_text('utf-8'))
+
+
+COLUMNS = ['step', 'tokens', 'seconds', 'train_loss', 'val_loss', 'bits_per_char', 'lr']
+
+
+def keep_log(path, begin):
+    """Start the log, or, resuming, cut it back to the step the state is of."""
+    if rank == 0:
+        rows = [row for row in csv.DictReader(open(path)) if int(row['step']) <= begin] if begin and path.exists() else []
+        with whole(path) as f:
+            log = csv.DictWriter(f, COLUMNS)
+            log.writeheader()
+            log.writerows(rows)
+
+
+def report(path, step, steps, loss, val, seconds, speed, used, to_bits, floor):
+    """One line for the screen and one for the log."""
+    bits = '' if val is None else f'{val * to_bits:.4f}'
+    with open(path, 'a', newline='') as f:
+        csv.writer(f).writerow([step, step * batch_size * chunk_size, f'{seconds:.2f}', f'{loss:.5f}', '' if val is None else f'{val:.5f}', bits,
+                                f'{lr * schedule(step, steps):.3e}'])
+    left = (steps - step) * batch_size * chunk_size / speed if speed else 0
+    above = f' ({val * to_bits / floor - 1:+.1%} from the floor)' if val is not None and floor else ''
+    print(f'step {step:,}/{steps:,}  loss {loss:.3f}' + (f'  validation {val:.3f}  {bits} bits/char{above}' if val is not None else '')
+          + f'  {speed:,.0f} tokens/s  {used:.0%} of peak  {left / 60:.1f} min left', flush=True)
+
+
+if __name__ == '__main__':
+    main()
