@@ -22,7 +22,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 
 
 @dataclass
@@ -352,7 +352,7 @@ def save(model, folder, meta=None, vocabulary=()):
     folder.mkdir(parents=True, exist_ok=True)
     files = [(Path(f).name, lambda part, f=f: part.write_bytes(Path(f).read_bytes())) for f in vocabulary]
     files += [(name, lambda part, text=text: part.write_text(json.dumps(text, indent=1, ensure_ascii=False), 'utf-8')) for name, text in texts.items()]
-    files += [('model.safetensors', lambda part: save_file(weights, part, metadata={'format': 'pt'}))]  # last: a folder with weights is complete
+    files += [('model.safetensors', lambda part: part.write_bytes(to_bytes(weights, metadata={'format': 'pt'})))]  # last: a folder with weights is complete
     for name, write in files:
         part = folder / f'{name}.part'
         write(part)

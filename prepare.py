@@ -1,18 +1,21 @@
 """Text → tokens: fetch reviews, clean and split them, make a vocabulary, write them as numbers.
 
-    kr3 | kr3_raw | nsmc | hate_speech | demo | a file        read: batches of (rating, text)
+    kr3 | kr3_raw | nsmc | hate_speech | demo | a file        read: rating, text
       → clean, split by a hash of the text                    <output_dir>/train.txt, validation.txt: rating<TAB>text
       → vocabulary: SentencePiece, a Hub tokenizer, letters   <output_dir>/<mode>/tokenizer.model | tokenizer.json | characters.json
       → </s> <rating> tokens… </s> <rating> tokens… </s>      <output_dir>/<mode>/train.bin, val.bin (uint16), meta.json
 
 Everything passes in batches, so memory stays flat however long the text. Read from the bottom up: main() tells the story.
 """
+import codecs
 import csv
 import hashlib
 import io
 import json
 import os
 import re
+import shutil
+import signal
 import time
 import unicodedata
 from collections import Counter
@@ -23,8 +26,9 @@ from pathlib import Path
 import numpy as np
 import requests
 import sentencepiece
-import tokenizers
+from tokenizers import Regex, Tokenizer, __version__ as tokenizers_version, decoders, models, normalizers, pre_tokenizers
 from tqdm import tqdm
+from urllib3 import Retry
 
 from configurator import configure, refuse, whole
 from data import demo
@@ -34,7 +38,7 @@ output_dir = ''            # where to write ('': data/<source>)
 data_dir = ''              # a folder that has train.txt and validation.txt already: only make tokens of them ('': start from source)
 val_ratio = 0.1            # share of the reviews kept for validation
 mode = 'tokenizer'         # tokenizer: sub-words; manual: one id per character
-model_name = ''            # '': train SentencePiece on train.txt; or a Hub repository (skt/kogpt2-base-v2), a tokenizer.json, a model folder
+model_name = ''            # '': train SentencePiece on train.txt; or a Hub repository (skt/kogpt2-base-v2), tokenizer.json, model folder
 vocab_size = 8000          # pieces of the SentencePiece vocabulary
 min_count = 2              # manual: characters seen fewer times in train.txt become <unk>
 chunk_size = 256           # only to report how many reviews fit whole into a training row of this many tokens
@@ -46,149 +50,143 @@ configure(globals())
 
 LICENCES = {'kr3': 'CC BY-NC-SA 4.0', 'kr3_raw': 'CC BY-NC-SA 4.0', 'nsmc': 'CC0 1.0', 'hate_speech': 'CC BY-SA 4.0',
             'demo': 'MIT', 'skt/kogpt2-base-v2': 'CC BY-NC-SA 4.0'}
-RAW = 'https://raw.githubusercontent.com/'
-GITHUB = {'nsmc': ('e9t/nsmc/master', ['ratings_train.txt', 'ratings_test.txt']),
-          'hate_speech': ('kocohub/korean-hate-speech/master/labeled', ['train.tsv', 'dev.tsv'])}
+RAW = 'https://raw.githubusercontent.com'
+GITHUB = {'nsmc': [f'{RAW}/e9t/nsmc/master/ratings_{part}.txt' for part in ('train', 'test')],
+          'hate_speech': [f'{RAW}/kocohub/korean-hate-speech/master/labeled/{part}.tsv' for part in ('train', 'dev')]}
+HUB = (os.environ.get('HF_ENDPOINT') or 'https://huggingface.co').rstrip('/')
 DOWNLOADS = Path('data/download')
-HUB = os.environ.get('HF_ENDPOINT', 'https://huggingface.co').rstrip('/')
+LARGEST = 4 << 30  # bytes: no file we fetch comes near, and no server shall fill the disk
+TEXT, STARS = ('Review', 'review', 'document', 'comments', 'text'), ('Rating', 'rating', 'label')  # columns, the first that is there
+RATINGS = {'0': 0, '0.0': 0, 'False': 0, '1': 1, '1.0': 1, 'True': 1, '2': 2, '2.0': 2, '': -1, '-': -1, 'None': -1, 'nan': -1, 'NaN': -1}
 
 
 # --- download --------------------------------------------------------------------------------------------------------
+web = requests.Session()
+for scheme in ('http://', 'https://'):  # five more tries where the server is away or busy: at once, then after 0.5, 1, 2 and 4 seconds
+    web.mount(scheme, requests.adapters.HTTPAdapter(max_retries=Retry(
+        5, backoff_factor=0.25, status_forcelist=(429, 500, 502, 503, 504), respect_retry_after_header=False)))
 
-def get(url, tries=5, **more):
-    """requests.get with the Hub's token (for the Hub alone) and patience: five tries, twice as long a wait before each."""
-    token = os.environ.get('HF_TOKEN')
-    headers = {**({'Authorization': f'Bearer {token}'} if token and url.startswith(HUB) else {}), **more.pop('headers', {})}
-    for attempt in range(tries):
-        try:
-            answer = requests.get(url, headers=headers, timeout=30, **more)
-            if answer.status_code < 500 and answer.status_code != 429:
-                return answer
-            reason = f'the server says {answer.status_code}'
-        except (requests.ConnectionError, requests.Timeout) as e:
-            reason = type(e).__name__
-        if attempt + 1 < tries:
-            time.sleep(0.5 * 2 ** attempt)
-    raise OSError(f'{url}: {reason}, {tries} times')
+
+def get(url, headers):
+    """A streaming answer, asked for with the Hub's token (at the Hub alone). Raises OSError in a sentence."""
+    if (token := os.environ.get('HF_TOKEN', '').strip()) and url.startswith(f'{HUB}/'):
+        headers = {**headers, 'Authorization': f'Bearer {token}'}  # requests drops it where a redirect leads to another host
+    try:
+        answer = web.get(url, headers=headers, stream=True, timeout=30)
+        answer.raise_for_status()
+        return answer
+    except requests.RequestException as e:
+        raise OSError(f'{url} cannot be fetched: {getattr(e.args[0], "reason", e) if e.args else e}') from None
 
 
 def download(url, path):
-    """Fetch url into path, once: streamed with a bar, resumed where a connection broke off, and renamed to its name only when the
-    length and, where the server states a sha256, the checksum are right. Raises OSError with a sentence."""
-    path = Path(path)
+    """Fetch url into path, once: streamed with a bar, resumed where the connection broke, and given its name only when the length and,
+    where the server states it, the sha256 are right. Returns path; raises OSError in a sentence."""
     if path.exists():
         return path
-    done, size, digest, sha = 0, None, hashlib.sha256(), None
-    with whole(path, 'wb') as f, tqdm(desc=path.name, unit='B', unit_scale=True) as bar:
-        for attempt in range(6):
-            with get(url, stream=True, headers={'Accept-Encoding': 'identity', **({'Range': f'bytes={done}-'} if done else {})}) as answer:
-                if answer.status_code not in (200, 206):
-                    raise OSError(f'{url}: the server says {answer.status_code}')
-                if answer.status_code == 200 and done:  # the server cannot resume: from the start again
-                    f.seek(0), f.truncate(), bar.reset()
-                    done, digest = 0, hashlib.sha256()
-                for hop in (*answer.history, answer):   # the Hub states size and sha256 on the redirect, its store does not
-                    tag = hop.headers.get('X-Linked-ETag', '').strip('"')
-                    sha = tag if re.fullmatch('[0-9a-f]{64}', tag) else sha
-                    size = int(hop.headers.get('X-Linked-Size', 0)) or size
-                length = answer.headers.get('Content-Length')
-                size = size or (done + int(length) if length else None)
-                bar.total = size
+    done, size, sha = 0, None, ''
+    with whole(path, 'w+b') as f, tqdm(desc=path.name, unit='B', unit_scale=True, disable=None) as bar:
+        for wait in (0.1, 0.5, 2.5, 12.5, 0):
+            with get(url, {'Accept-Encoding': 'identity', **({'Range': f'bytes={done}-'} if done else {})}) as answer:
+                at = re.match(r'bytes (\d+)-', answer.headers.get('Content-Range', 'bytes 0-'))  # 0: it cannot resume, all comes anew
+                if not at or int(at[1]) > done:
+                    raise OSError(f'{url}: asked for the rest from byte {done:,}, the server sent another part; nothing was kept')
+                done = f.seek(int(at[1]))
+                for hop in (*answer.history, answer):  # the Hub states size and sha256 on its redirect; the store it leads to does not
+                    size, sha = hop.headers.get('X-Linked-Size', size), hop.headers.get('X-Linked-ETag', sha).strip('"')
+                rest = answer.headers.get('Content-Length')
+                bar.total = size = int(size) if size else done + int(rest) if rest else None
                 try:
                     for block in answer.iter_content(1 << 16):
-                        f.write(block), digest.update(block), bar.update(len(block))
-                        done += len(block)
-                        if size and done > size:
+                        done += f.write(block)
+                        bar.update(done - bar.n)
+                        if done > min(size or LARGEST, LARGEST):
                             break
-                except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError):
-                    time.sleep(0.5 * 2 ** attempt)
-                    continue
-            if size is None or done >= size:
-                break
-        if size is not None and done != size:
-            raise OSError(f'{url}: {done:,} bytes came, {size:,} were promised')
-        if sha and digest.hexdigest() != sha:
+                    break
+                except requests.RequestException:
+                    time.sleep(wait)
+        else:
+            raise OSError(f'{url}: the connection broke five times; nothing was kept')
+        f.truncate(), f.seek(0)
+        digest = hashlib.file_digest(f, 'sha256').hexdigest()
+        f.seek(0)
+        start = f.read(100).lstrip()
+        if start.startswith(b'<') or path.suffix == '.parquet' and not start.startswith(b'PAR1'):
+            raise OSError(f'{url}: a web page or something else came, not the file; nothing was kept')
+        if done > LARGEST or size not in (None, done):
+            raise OSError(f'{url}: {done:,} bytes came, where {size or LARGEST:,} were to come; nothing was kept')
+        if re.fullmatch('[0-9a-f]{64}', sha) and sha != digest:
             raise OSError(f'{url}: the checksum is not the one the server states; nothing was kept')
     return path
 
 
 def hub_dataset(subset):
-    """The parquet files of one subset of leey4n/KR3, as the dataset viewer lists them or, where it fails, the repository itself."""
-    listing = DOWNLOADS / f'{subset}.json'  # remembered, so that a second run asks nothing
-    if not listing.exists():
-        urls = []
+    """The parquet files of leey4n/KR3's subset, as the dataset viewer lists them or, where that fails, the repository itself."""
+    about, listing = f'{HUB}/api/datasets/leey4n/KR3', DOWNLOADS / f'{subset}.json'  # remembered: a second run asks nothing
+
+    def ask(url):
         try:
-            subsets = get(f'{HUB}/api/datasets/leey4n/KR3/parquet').json()
-            only = [name for name in subsets if name != 'kr3_raw'] if subset == 'kr3' else []
-            chosen = subset if subset in subsets else only[0] if len(subsets) == len(only) == 1 else None
-            urls = [url for split in subsets.get(chosen, {}).values() for url in split]
-        except (OSError, ValueError, AttributeError):
-            pass  # the viewer is a service of its own, and may be away while the Hub is there
+            return dict(json.loads(b''.join(islice(get(url, {}).iter_content(1 << 16), 1000))))  # 64 MB at most
+        except (ValueError, TypeError):
+            raise OSError(f'{url}: no list of files came, but something else') from None
+
+    if not listing.exists():
+        try:
+            subsets = ask(f'{about}/parquet')
+            chosen = next(iter(subsets)) if subset == 'kr3' and len(subsets) == 1 and 'kr3_raw' not in subsets else subset
+            urls = [url for split in subsets[chosen].values() for url in split]
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):  # the viewer may be away, or odd, while the Hub is there
+            files = [file.get('rfilename', '') for file in ask(about).get('siblings', [])]
+            urls = [f'{HUB}/datasets/leey4n/KR3/resolve/main/{file}' for file in files
+                    if file.endswith('.parquet') and ('kr3_raw' in file) == (subset == 'kr3_raw')]
         if not urls:
-            answer = get(f'{HUB}/api/datasets/leey4n/KR3')
-            if answer.status_code != 200:
-                raise OSError(f'{HUB}: the server says {answer.status_code} to the question for leey4n/KR3')
-            names = [file['rfilename'] for file in answer.json().get('siblings', [])]
-            urls = [f'{HUB}/datasets/leey4n/KR3/resolve/main/{name}' for name in names
-                    if name.endswith('.parquet') and subset in (Path(name).stem, *Path(name).parts[:-1])]
-        if not urls:
-            raise OSError(f'{HUB}: leey4n/KR3 has no parquet file of {subset}')
-        files = [str(download(url, DOWNLOADS / f'{subset}_{i:04}.parquet')) for i, url in enumerate(urls)]
+            raise OSError(f'{about} lists no parquet file of {subset}')
         with whole(listing) as f:
-            json.dump(files, f)
-    return json.loads(listing.read_text('utf-8'))
+            json.dump(urls, f)
+    return [download(url, DOWNLOADS / f'{subset}_{i:04}.parquet') for i, url in enumerate(json.loads(listing.read_text('utf-8')))]
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
-
-def columns(names, where):
-    """(text column, rating column or None) among the names of a table."""
-    text = next((n for n in ('Review', 'review', 'document', 'comments', 'text') if n in names), None)
-    if text is None:
-        refuse(f'{where} has the columns {", ".join(map(str, names)) or "(none)"}; one of Review, document, comments or text is needed')
-    return text, next((n for n in ('Rating', 'rating', 'label') if n in names), None)
-
-
-def records(path):
-    """(text, rating) pairs of a file, as they stand in it. Tables and lines alike are streamed."""
-    path, kind = Path(path), Path(path).suffix.lower()
+def rows(path):
+    """Every row of a file as {column: value}, streamed. Raises what csv, json and pyarrow raise."""
+    kind = path.suffix.lower()
     if kind == '.parquet':
-        import pyarrow
-        import pyarrow.parquet
-        try:
-            table = pyarrow.parquet.ParquetFile(path)
-            names = columns(table.schema_arrow.names, path)
-            for batch in table.iter_batches(batch_size, columns=[n for n in names if n]):
-                yield from zip(batch[names[0]].to_pylist(), batch[names[1]].to_pylist() if names[1] else [None] * len(batch))
-        except (pyarrow.ArrowException, OSError) as e:
-            refuse(f'{path} is no parquet file, or was cut short ({str(e).splitlines()[0]}); fetch it again')
+        import pyarrow.parquet  # here, for whoever imports this file for its vocabularies need not wait for it
+        with pyarrow.parquet.ParquetFile(path) as table:
+            for batch in table.iter_batches(batch_size, columns=[n for n in table.schema_arrow.names if n in TEXT + STARS] or None):
+                yield from batch.to_pylist()
         return
     with open(path, encoding=encoding, newline='' if kind == '.csv' else None) as f:
         if kind == '.txt':
-            yield from ((line, None) for line in f)
+            yield from ({'text': line} for line in f)
         elif kind == '.jsonl':
-            for n, line in enumerate(f, 1):
-                try:
-                    row = json.loads(line) if line.strip() else None
-                except json.JSONDecodeError as e:
-                    refuse(f'{path}, line {n}: not JSON ({e})')
-                if row is not None:
-                    text, stars = columns(row if isinstance(row, dict) else {}, f'{path}, line {n},')
-                    yield row[text], row.get(stars)
+            yield from (json.loads(line) for line in f if line.strip())
         else:
             csv.field_size_limit(1 << 30)  # a review may be long
-            rows = csv.DictReader(f, **({'delimiter': '\t', 'quoting': csv.QUOTE_NONE} if kind == '.tsv' else {}))  # in .tsv a quote is a quote
-            text, stars = columns(rows.fieldnames or [], path)
-            yield from ((row[text], row[stars] if stars else None) for row in rows)
+            dialect = {'delimiter': '\t', 'quoting': csv.QUOTE_NONE} if kind == '.tsv' else {'strict': True}
+            yield from csv.DictReader(f, **dialect)  # strict, or an unclosed quote swallows the rest; in .tsv a quote is a quote
+
+
+def guess(path):
+    """What a text file that is not in the given encoding may be, and what to do."""
+    with open(path, 'rb') as f:
+        head = f.read(100_000)
+    zeros = [head[side::2].count(0) > len(head) // 100 for side in (0, 1)]  # of UTF-16's spaces, digits and line ends
+    likely = 'utf-16' if head[:2] in (b'\xff\xfe', b'\xfe\xff') else 'utf-16-be' if zeros[0] else 'utf-16-le' if zeros[1] else 'cp949'
+    try:
+        codecs.getincrementaldecoder(likely)().decode(head)  # incremental: head may end within a character
+        return f'it looks like {likely}: say --encoding={likely}'
+    except UnicodeError:
+        return 'convert it to UTF-8 (iconv -f ENCODING -t UTF-8) or say --encoding='
 
 
 CONTROL = re.compile('[\x00-\x08\x0e-\x1b\x7f\ud800-\udfff]')
 
 
 def clean(text):
-    """A review as one line: composed letters (NFC; NFKC would turn ㅋㅋ into ᄏᄏ for good), each run of spaces and line breaks one space,
-    no control characters or halves of surrogate pairs; and no ▁, which SentencePiece keeps for the space itself."""
-    return ' '.join(CONTROL.sub('', unicodedata.normalize('NFC', text)).replace('▁', '_').split())
+    """A review as one line: no control characters or halves of surrogate pairs; composed letters (NFC; NFKC would turn ㅋㅋ into ᄏᄏ
+    for good); no ▁, which SentencePiece keeps for the space itself; each run of spaces and line breaks one space. Twice is as once."""
+    return ' '.join(unicodedata.normalize('NFC', CONTROL.sub('', text)).replace('▁', '_').split())
 
 
 def read(name):
@@ -196,94 +194,86 @@ def read(name):
     if name == 'demo':
         yield from demo.reviews(n_reviews, seed)
         return
-    if name in ('kr3', 'kr3_raw'):
-        files = hub_dataset(name)
-    elif name in GITHUB:
-        base, remote = GITHUB[name]
-        files = [download(f'{RAW}{base}/{file}', DOWNLOADS / f'{name}_{Path(file).stem}.tsv') for file in remote]
-    else:
-        files = [name]
+    files = hub_dataset(name) if name in ('kr3', 'kr3_raw') else [Path(name)]
+    if name in GITHUB:
+        files = [download(url, DOWNLOADS / f'{name}_{Path(url).stem}.tsv') for url in GITHUB[name]]
     for file in files:
+        n = 0
         try:
-            for n, (text, stars) in enumerate(records(file), 1):
-                text = clean(text) if isinstance(text, str) else ''
-                unknown = stars is None or stars == '' or stars != stars
-                if not unknown and str(stars) not in ('0', '1', '2', '0.0', '1.0', '2.0'):
-                    refuse(f'{file}, review {n}: the rating is {stars!r}; it must be 0 (negative), 1 (positive), 2 (ambiguous) or empty')
-                if text:
-                    yield -1 if unknown else int(float(stars)), text, None
+            for n, row in enumerate(rows(file), 1):
+                names = row if isinstance(row, dict) else {}
+                text, stars = (next((c for c in wanted if c in names), None) for wanted in (TEXT, STARS))
+                if text is None:
+                    raise ValueError(f'its columns are {", ".join(map(str, names)) or "none"}; one of {", ".join(TEXT)} is needed')
+                rating = RATINGS.get(str(row.get(stars)).strip())
+                if rating is None:
+                    raise ValueError(f'the rating is {row[stars]!r}; it must be 0 (negative), 1 (positive), 2 (ambiguous) or empty')
+                if isinstance(row[text], str) and (text := clean(row[text])):
+                    yield rating, text, None
         except UnicodeError:
-            refuse(f'{file} is not {encoding.removesuffix("-sig")}; {guess(file)}')
-
-
-def guess(file):
-    """What else a text file may be, in a clause that says what to do."""
-    head = Path(file).read_bytes()[:100_000]
-    if head.startswith((b'\xff\xfe', b'\xfe\xff')):
-        return 'it looks like UTF-16: say --encoding=utf-16'
-    try:
-        head.decode('cp949')
-    except UnicodeDecodeError as e:
-        if e.start < len(head) - 2:
-            return 'convert it to UTF-8 (iconv -f ENCODING -t UTF-8) or say --encoding='
-    return 'it looks like cp949: say --encoding=cp949'
+            raise ValueError(f'{file} is not {encoding.removesuffix("-sig")}; {guess(file)}') from None
+        except (ValueError, LookupError, OSError, NotImplementedError, RecursionError, csv.Error) as e:
+            raise ValueError(f'{file} cannot be read at review {n}: {e}') from None
 
 
 # --- the split -------------------------------------------------------------------------------------------------------
-
 def in_validation(text):
     """A review's side hangs on its text alone: duplicates never part, and neither order nor other sources move it."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), 'big') < val_ratio * 2 ** 64
 
 
 def split(folder, names):
-    """Write <source>_train.txt, <source>_val.txt, train.txt and validation.txt, and meta.json with where they come from."""
-    count, chars, bits, sources = Counter(), 0, 0.0, []
+    """Write <source>_train.txt, <source>_val.txt, train.txt, validation.txt, and meta.json with where they come from: all or none."""
+    count, chars, bits, meta = Counter(), 0, 0.0, {'sources': []}
     with ExitStack() as files:
-        both = [files.enter_context(whole(folder / f)) for f in ('train.txt', 'validation.txt')]
+        about, *both = [files.enter_context(whole(folder / f)) for f in ('meta.json', 'train.txt', 'validation.txt')]
         for name, src in names.items():
             own = [files.enter_context(whole(folder / f'{name}_{f}.txt')) for f in ('train', 'val')]
-            for rating, text, known in tqdm(read(src), desc=f'split {name}', unit=' reviews', mininterval=0.5):
+            licence = LICENCES.get(src, "the file's own")
+            for rating, text, known in tqdm(read(src), desc=f'split {name}', unit=' reviews', mininterval=0.5, disable=None):
                 val = in_validation(text)
                 line = f'{rating if rating >= 0 else "-"}\t{text}\n'
                 own[val].write(line), both[val].write(line)
                 count[name, val] += 1
                 if val:
                     chars, bits = chars + len(text), bits + (known if known is not None else float('nan'))
-            sources.append({'name': name, 'licence': LICENCES.get(src, "the file's own"), 'train_reviews': count[name, False], 'val_reviews': count[name, True]})
-            print(f'{name}: {count[name, False]:,} reviews to train on, {count[name, True]:,} to validate; licence: {sources[-1]["licence"]}')
-        for val, side in enumerate(('train', 'validate')):
-            if not sum(n for (_, v), n in count.items() if v == val):
-                refuse(f'there is no review left to {side}: val_ratio={val_ratio} of {sum(count.values())} reviews; give more, or another val_ratio')
-    meta = {'sources': sources}
-    if bits == bits:  # every review's probability is known: no model can do better on these than the grammar that wrote them
-        meta['floor_bits_per_char'] = bits / chars
-    with whole(folder / 'meta.json') as f:
-        json.dump(meta, f, indent=1, ensure_ascii=False)
+            n, m = count[name, False], count[name, True]
+            meta['sources'].append({'name': name, 'licence': licence, 'train_reviews': n, 'val_reviews': m})
+            print(f'{name}: {n:,} reviews to train on, {m:,} to validate; licence: {licence}')
+        if not all(sum(count[name, val] for name in names) for val in (False, True)):
+            raise ValueError(f'{sum(count.values())} reviews are too few to have some on each side with val_ratio={val_ratio}')
+        if bits == bits:  # every review's probability is known: no model can do better on these than the grammar that wrote them
+            meta['floor_bits_per_char'] = bits / chars
+        json.dump(meta, about, indent=1, ensure_ascii=False)
 
 
 def read_split(path):
-    """(rating, text) of every line of train.txt or validation.txt; rating -1 where none is known."""
+    """(rating, text) of every line of train.txt or validation.txt; rating -1 where none is known. Raises ValueError."""
     with open(path, encoding='utf-8', newline='\n') as f:
-        for line in f:
-            rating, _, text = line.rstrip('\n').partition('\t')
-            yield (-1 if rating == '-' else int(rating)), text
+        for n, line in enumerate(f, 1):
+            rating, tab, text = line.rstrip('\n').partition('\t')
+            if not tab or rating not in RATINGS:
+                raise ValueError(f'{path}, line {n}: a line is rating<TAB>review, rating 0, 1, 2 or -; --source= reads other forms')
+            yield RATINGS[rating], text
 
 
 # --- the three vocabularies ------------------------------------------------------------------------------------------
-
 CONTROLS = ['</s>', '<s>', '<neg>', '<pos>', '<amb>']  # what a review is framed by; typed in a review they are plain characters
 
 
 class Vocabulary:
-    """What all three have: size, eos, starts (ids for the ratings 0, 1, 2 and, at -1, unknown), and
-    encode(texts) → a list of ids a text; decode(ids) → the text, control ids left out."""
+    """What all three have: size, eos, starts (ids of the ratings 0, 1, 2 and, at -1, of none), banned (ids never written inside a review),
+    file and content (its name and bytes), encode(texts) → a list of ids a text, decode(ids) → the text without control ids, and
+    as_tokenizer() → the same for the `tokenizers` library, with which Transformers reads it."""
 
-    def frame(self, ids):
-        self.eos, *starts = ids
-        self.starts = starts[1:] + starts[:1]  # rating 0, 1, 2, and the unknown one last: starts[-1]
-        self.banned = starts                   # never written inside a review
-        return self
+    def frame(self, ids, unknown):
+        if len({*ids, *unknown}) < len(ids) + len(unknown):
+            raise ValueError(f'it lacks one of {" ".join(CONTROLS)}')
+        self.eos, start, *ratings = ids
+        self.starts, self.banned = [*ratings, start], [start, *ratings, *unknown]
+
+    def as_tokenizer(self):
+        return self.tokenizer
 
 
 class SentencePiece(Vocabulary):
@@ -291,24 +281,29 @@ class SentencePiece(Vocabulary):
     spelled in bytes, so every text has an encoding and decodes to itself."""
     file = 'tokenizer.model'
 
-    def __init__(self, proto):
-        self.proto, self.sp = proto, sentencepiece.SentencePieceProcessor(model_proto=proto)
+    def __init__(self, content):
+        self.content, self.sp = content, sentencepiece.SentencePieceProcessor()
+        self.sp.load_from_serialized_proto(content)
         self.size = len(self.sp)
-        self.frame([self.sp.piece_to_id(c) for c in CONTROLS]).banned.append(self.sp.unk_id())
+        self.frame([self.sp.piece_to_id(c) for c in CONTROLS], [self.sp.unk_id()])
 
     @classmethod
     def train(cls, path):
-        lines, model = sum(1 for _ in read_split(path)), io.BytesIO()
-        every = -(-lines // 200_000)  # 200,000 reviews say all there is to say about 8,000 pieces (2.5 s; all of KR3 would take minutes)
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=(text for _, text in islice(read_split(path), 0, None, every)), model_writer=model,
-            model_type='bpe', vocab_size=vocab_size, byte_fallback=True, split_digits=True, control_symbols=CONTROLS[2:],
-            normalization_rule_name='identity', remove_extra_whitespaces=False,  # what was written, as it was written
-            max_sentence_length=1 << 16, hard_vocab_limit=False, minloglevel=2)
+        """Learn vocab_size pieces, or as many as the text can fill. Raises ValueError."""
+        every = -(-sum(1 for _ in read_split(path)) // 200_000) or 1  # 200,000 reviews say all there is to say about 8,000 pieces
+        parts = (text[k:k + 16_000] for _, text in islice(read_split(path), 0, None, every) for k in range(0, len(text), 16_000))
+        model = io.BytesIO()
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=parts, max_sentence_length=64_000,  # bytes; it would skip longer ones, hence the parts
+                model_writer=model, model_type='bpe', vocab_size=vocab_size, hard_vocab_limit=False, byte_fallback=True, split_digits=True,
+                normalization_rule_name='identity', remove_extra_whitespaces=False,  # what was written, as it was written
+                control_symbols=CONTROLS[2:], minloglevel=2)
+        except RuntimeError as e:
+            least = re.search(r' vs (\d+)', str(e))
+            why = f'its letters alone take vocab_size={least[1]}' if least else f'no pieces can be learned ({e})'
+            raise ValueError(f'{path}: {why}') from None
         return cls(model.getvalue())
-
-    def dump(self):
-        return self.proto
 
     def encode(self, texts):
         return self.sp.encode(texts)
@@ -317,14 +312,13 @@ class SentencePiece(Vocabulary):
         return self.sp.decode([int(i) for i in ids])
 
     def as_tokenizer(self):
-        """The same vocabulary for the `tokenizers` library: SentencePiece merges the pair that makes the piece of the best score first."""
-        pieces = {self.sp.id_to_piece(i): i for i in range(self.size)}
-        normal = [p for p, i in pieces.items() if not (self.sp.is_control(i) or self.sp.is_unknown(i) or self.sp.is_byte(i))]
-        merges = [(p[:k], p[k:]) for p in normal for k in range(1, len(p)) if p[:k] in pieces and p[k:] in pieces]  # pieces are in score order
-        t = tokenizers.Tokenizer(tokenizers.models.BPE(pieces, merges, unk_token='<unk>', byte_fallback=True, fuse_unk=True))
-        t.normalizer = tokenizers.normalizers.Sequence([tokenizers.normalizers.Prepend('▁'), tokenizers.normalizers.Replace(' ', '▁')])
-        t.decoder = tokenizers.decoders.Sequence([tokenizers.decoders.Replace('▁', ' '), tokenizers.decoders.ByteFallback(),
-                                                  tokenizers.decoders.Fuse(), tokenizers.decoders.Strip(' ', 1, 0)])
+        """SentencePiece merges the neighbours that make the piece of the best score first; pieces come in the order of their scores."""
+        pieces = [self.sp.id_to_piece(i) for i in range(self.size)]
+        ids = {piece: i for i, piece in enumerate(pieces)}
+        merges = [(p[:k], p[k:]) for p in pieces[ids['<0xFF>'] + 1:] for k in range(1, len(p)) if p[:k] in ids and p[k:] in ids]
+        t = Tokenizer(models.BPE(ids, merges, unk_token='<unk>', byte_fallback=True, fuse_unk=True))
+        t.normalizer = normalizers.Sequence([normalizers.Prepend('▁'), normalizers.Replace(' ', '▁')])
+        t.decoder = decoders.Sequence([decoders.Replace('▁', ' '), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(' ', 1, 0)])
         t.add_special_tokens(['<unk>', *CONTROLS])
         return t
 
@@ -334,47 +328,41 @@ class HubTokenizer(Vocabulary):
     (ㅋㅋ comes back as ᄏᄏ, ½ as 1⁄2) and knows no bytes, so that there decoding does not always give the text back."""
     file = 'tokenizer.json'
 
-    def __init__(self, text):
+    def __init__(self, content):
         try:
-            self.tokenizer = tokenizer = tokenizers.Tokenizer.from_str(text.decode())
+            self.tokenizer = t = Tokenizer.from_str(content.decode())
         except Exception as e:  # the library raises nothing narrower
-            raise ValueError(f'not a tokenizer.json: {e}') from None
-        tokenizer.no_truncation(), tokenizer.no_padding()
-        ids = tokenizer.get_vocab()
-        unused = sorted((i, t) for t, i in ids.items() if re.fullmatch(r'[<\[]unused_?\d+[>\]]', t))
-        frame = []
+            raise ValueError(f'not a tokenizer.json ({e})') from None
+        t.no_truncation(), t.no_padding()
+        t.post_processor = None         # it would put tokens of its own around a text
+        t.encode_special_tokens = True  # "</s>" typed in a review is text
+        ids, frame = t.get_vocab(), []
+        unused = [token for token in sorted(ids, key=ids.get) if re.fullmatch(r'[<\[]unused_?\d+[>\]]', token)]
         for names in [('</s>', '<|endoftext|>', '<|im_end|>', '<eos>', '[SEP]'), *((c,) for c in CONTROLS[1:])]:
-            known = next((n for n in names if n in ids), None) or (unused.pop(0)[1] if unused else None)
-            if known is None:
-                tokenizer.add_special_tokens([known := names[0]])
-            frame.append(tokenizer.token_to_id(known))
-        tokenizer.encode_special_tokens = True  # "</s>" typed in a review is text; an emoji KoGPT2 calls special is its one piece all the same
-        self.size = max(tokenizer.get_vocab().values()) + 1
-        self.frame(frame).banned.extend(i for t, i in ids.items() if t in ('<unk>', '[UNK]', '<pad>', '[PAD]', '<mask>', '[MASK]'))
-
-    def dump(self):
-        return self.tokenizer.to_str().encode()
+            free = (n for n in (*names, *unused) if n in ids and ids[n] not in frame)
+            name = next((n for n in free if ids[n] not in t.encode(n, add_special_tokens=False).ids), None)
+            if name is None:  # none is there, or only such as typed text becomes: a new one
+                t.add_special_tokens([name := names[0] if names[0] not in ids else f'<{names[0]}>'])
+            frame.append(t.token_to_id(name))
+        self.content, self.size = t.to_str().encode(), max(t.get_vocab().values()) + 1
+        self.frame(frame, [i for n, i in ids.items() if n in ('<unk>', '[UNK]', '<pad>', '[PAD]', '<mask>', '[MASK]')])
 
     def encode(self, texts):
         return [e.ids for e in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
     def decode(self, ids):
-        control = {self.eos, *self.starts}
-        return self.tokenizer.decode([int(i) for i in ids if int(i) not in control], skip_special_tokens=False)
-
-    def as_tokenizer(self):
-        return self.tokenizer
+        return self.tokenizer.decode([int(i) for i in ids if i not in (self.eos, *self.starts)], skip_special_tokens=False)
 
 
 class Characters(Vocabulary):
     """One id per character, by hand: the oldest vocabulary. What was too rare to learn is <unk> and decodes to �."""
     file = 'characters.json'
 
-    def __init__(self, text):
-        self.characters = json.loads(text)
+    def __init__(self, content):
+        self.content, self.characters = content, json.loads(content)
         self.ids = {c: i for i, c in enumerate(self.characters)}
-        self.size, self.unk = len(characters), self.ids['<unk>']
-        self.frame([self.ids[c] for c in CONTROLS]).banned.append(self.unk)
+        self.size, self.unk = len(self.characters), self.ids['<unk>']
+        self.frame([self.ids[c] for c in CONTROLS], [self.unk])
 
     @classmethod
     def train(cls, path):
@@ -382,21 +370,18 @@ class Characters(Vocabulary):
         for _, text in read_split(path):
             count.update(text)
         kept = [c for c, n in sorted(count.items(), key=lambda item: (-item[1], item[0])) if n >= min_count]
-        return cls(json.dumps([*CONTROLS, '<unk>', *kept]))
-
-    def dump(self):
-        return json.dumps(self.characters, ensure_ascii=False).encode()
+        return cls(json.dumps([*CONTROLS, '<unk>', *kept], ensure_ascii=False).encode())
 
     def encode(self, texts):
         return [[self.ids.get(c, self.unk) for c in text] for text in texts]
 
     def decode(self, ids):
-        return ''.join('�' if i == self.unk else '' if i < self.unk else self.characters[i] for i in map(int, ids))
+        return ''.join('�' if i == self.unk else '' if i < self.unk else self.characters[i] for i in ids)
 
     def as_tokenizer(self):
-        t = tokenizers.Tokenizer(tokenizers.models.WordLevel(self.ids, unk_token='<unk>'))
-        t.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r'(?m).'), 'isolated')
-        t.decoder = tokenizers.decoders.Fuse()
+        t = Tokenizer(models.WordLevel(self.ids, unk_token='<unk>'))
+        t.pre_tokenizer = pre_tokenizers.Split(Regex(r'(?m).'), 'isolated')
+        t.decoder = decoders.Fuse()
         t.add_special_tokens([*CONTROLS, '<unk>'])
         return t
 
@@ -406,93 +391,105 @@ def load_vocabulary(folder):
     try:
         kind = json.loads((Path(folder) / 'meta.json').read_text('utf-8'))['vocabulary']
         return {v.file: v for v in (SentencePiece, HubTokenizer, Characters)}[kind]((Path(folder) / kind).read_bytes())
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as e:
-        raise ValueError(f'{folder} has no vocabulary that can be read ({e})') from None
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError) as e:
+        raise ValueError(f'{folder} has no vocabulary that can be read ({type(e).__name__}: {e})') from None
 
 
-def make_vocabulary(text_path):
-    """The vocabulary that mode and model_name ask for."""
-    if not model_name:
-        return (Characters if mode == 'manual' else SentencePiece).train(text_path)
-    if (Path(model_name) / 'meta.json').exists():
-        return load_vocabulary(model_name)
-    path = Path(model_name) / 'tokenizer.json' if Path(model_name).is_dir() else Path(model_name)
+def given_vocabulary():
+    """The vocabulary that model_name names. Raises OSError or ValueError in one sentence."""
+    path = Path(model_name)
+    if (path / 'meta.json').exists():
+        return load_vocabulary(path)
+    path = path / 'tokenizer.json' if path.is_dir() else path
     if not path.exists():
-        if not re.fullmatch(r'[\w-][\w.-]*/[\w-][\w.-]*', model_name):
-            raise ValueError(f"model_name='{model_name}' is neither a tokenizer.json nor a repository on the Hub (owner/name)")
+        if Path(model_name).is_dir() or not re.fullmatch(r'[\w-][\w.-]*/[\w-][\w.-]*', model_name):
+            raise ValueError(f"model_name='{model_name}' is no tokenizer.json, folder with a vocabulary, or Hub repository (owner/name)")
         path = download(f'{HUB}/{model_name}/resolve/main/tokenizer.json', DOWNLOADS / model_name.replace('/', '--') / 'tokenizer.json')
         print(f'{model_name}: licence: {LICENCES.get(model_name, "see its page on the Hub")}')
     return HubTokenizer(path.read_bytes())
 
 
-def keep_vocabulary(vocab, folder, meta):
-    """Write what a reader of the bins needs: the vocabulary, meta.json, and the same vocabulary as Transformers reads it."""
-    words = vocab.as_tokenizer()
-    config = {'tokenizer_class': 'PreTrainedTokenizerFast', 'split_special_tokens': True,  # typed control tokens stay text there too
-              'clean_up_tokenization_spaces': False, 'eos_token': words.id_to_token(vocab.eos), 'bos_token': words.id_to_token(vocab.starts[-1])}
-    meta = {'mode': mode, 'model_name': model_name, 'vocab_size': vocab.size, 'vocabulary': vocab.file, 'eos': vocab.eos,
-            'starts': dict(zip(('0', '1', '2', 'unknown'), vocab.starts)), **meta,
-            'versions': {lib.__name__: lib.__version__ for lib in (np, sentencepiece, tokenizers)}}
-    files = {'tokenizer.json': words.to_str().encode(), vocab.file: vocab.dump(),
-             'tokenizer_config.json': json.dumps(config, indent=1).encode(), 'meta.json': json.dumps(meta, indent=1, ensure_ascii=False).encode()}
-    for name, text in files.items():
-        with whole(folder / name, 'wb') as f:
-            f.write(text)
-
-
 # --- tokens ----------------------------------------------------------------------------------------------------------
-
-def encode_side(vocab, text_path, bin_path):
-    """Write the stream `</s> <rating> tokens… </s> <rating> tokens… </s>` as uint16. Returns what was counted."""
-    reviews, tokens, chars, whole_rows = 0, 1, 0, 0
-    lines = read_split(text_path)
-    with whole(bin_path, 'wb') as f, tqdm(desc=f'encode {bin_path.name}', unit=' reviews', mininterval=0.5) as bar:
-        while batch := list(islice(lines, batch_size)):
+def encode_side(vocab, path, f):
+    """Write the stream `</s> <rating> tokens… </s> <rating> tokens… </s>` as uint16 into f. Returns (reviews, tokens, characters)."""
+    reviews, tokens, chars, fitting, pairs = 0, 1, 0, 0, read_split(path)
+    with tqdm(desc=f'encode {path.name}', unit=' reviews', mininterval=0.5, disable=None) as bar:
+        while batch := list(islice(pairs, batch_size)):
             ids = vocab.encode([text for _, text in batch])
-            stream = np.array([i for (rating, _), review in zip(batch, ids) for i in (vocab.eos, vocab.starts[rating], *review)], dtype=np.uint16)
-            stream.tofile(f)
+            stream = [i for (rating, _), review in zip(batch, ids) for i in (vocab.eos, vocab.starts[rating], *review)]
+            f.write(np.array(stream, dtype=np.uint16).tobytes())
             reviews, tokens, chars = reviews + len(batch), tokens + len(stream), chars + sum(len(text) for _, text in batch)
-            whole_rows += sum(len(review) + 2 <= chunk_size for review in ids)
+            fitting += sum(len(review) + 2 <= chunk_size for review in ids)
             bar.update(len(batch))
-        np.array([vocab.eos], dtype=np.uint16).tofile(f)  # closes the last review
-    print(f'{bin_path}: {tokens:,} tokens, {chars / max(1, tokens - 1 - 2 * reviews):.3f} characters each; '
-          f'{whole_rows / reviews:.1%} of the reviews fit whole into a row of {chunk_size}')
-    return {'reviews': reviews, 'tokens': tokens, 'chars': chars}
+    if not reviews:
+        raise ValueError(f'{path} is empty')
+    f.write(np.array([vocab.eos], dtype=np.uint16).tobytes())  # closes the last review
+    print(f'{path}: {tokens:,} tokens, {chars / max(1, tokens - 1 - 2 * reviews):.3f} characters each; '
+          f'{fitting / reviews:.1%} of the reviews fit whole into a row of {chunk_size}')
+    return reviews, tokens, chars
+
+
+def write_tokens(vocab, texts, folder):
+    """Write train.bin, val.bin and all that their reader needs, Transformers being one: all or none of it."""
+    about = json.loads((texts / 'meta.json').read_text('utf-8')) if (texts / 'meta.json').exists() else {}
+    words = vocab.as_tokenizer()
+    eos, start = words.id_to_token(vocab.eos), words.id_to_token(vocab.starts[-1])
+    config = {'tokenizer_class': 'PreTrainedTokenizerFast', 'split_special_tokens': True,  # typed control tokens stay text there too
+              'clean_up_tokenization_spaces': False, 'eos_token': eos, 'pad_token': eos, 'bos_token': start}
+    meta = {'mode': mode, 'model_name': model_name, 'vocab_size': vocab.size, 'vocabulary': vocab.file, 'eos': vocab.eos,
+            'starts': dict(zip(('0', '1', '2', 'unknown'), vocab.starts)), 'sources': [], **about,
+            'versions': {'numpy': np.__version__, 'sentencepiece': sentencepiece.__version__, 'tokenizers': tokenizers_version}}
+    with ExitStack() as files:
+        names = dict.fromkeys(('meta.json', 'tokenizer_config.json', 'tokenizer.json', vocab.file, 'train.bin', 'val.bin'))
+        out = {name: files.enter_context(whole(folder / name, 'wb')) for name in names}
+        for side, text in (('train', 'train.txt'), ('val', 'validation.txt')):
+            meta.update(zip((f'{side}_reviews', f'{side}_tokens', f'{side}_chars'), encode_side(vocab, texts / text, out[f'{side}.bin'])))
+        out['tokenizer.json'].write(words.to_str().encode())
+        if vocab.file != 'tokenizer.json':
+            out[vocab.file].write(vocab.content)
+        out['tokenizer_config.json'].write(json.dumps(config, indent=1).encode())
+        out['meta.json'].write(json.dumps(meta, indent=1, ensure_ascii=False).encode())
 
 
 def main():
-    if mode not in ('tokenizer', 'manual'):
-        refuse(f"mode='{mode}': it is 'tokenizer' or 'manual'")
-    if not 0 < val_ratio < 1:
-        refuse(f'val_ratio={val_ratio}: it takes more than 0 and less than 1')
-    if not 300 <= vocab_size <= 65536:  # 262 of them are bytes and control tokens; uint16 ends at 65,536
-        refuse(f'vocab_size={vocab_size}: it takes 300 to 65536')
-    if batch_size < 1 or n_reviews < 1:
-        refuse('batch_size and n_reviews take 1 or more')
-    known = ['demo', 'kr3', 'kr3_raw', *GITHUB]
-    names = {(src if src in known else Path(src).stem): src for src in source.split(',')}
-    for src in names.values():
-        if src not in known and not (Path(src).is_file() and Path(src).suffix.lower() in ('.parquet', '.csv', '.tsv', '.jsonl', '.txt')):
-            refuse(f"source '{src}' is neither one of {', '.join(known)} nor a .parquet .csv .tsv .jsonl .txt file that is there")
+    known, kinds, names = ['demo', 'kr3', 'kr3_raw', *GITHUB], ('.parquet', '.csv', '.tsv', '.jsonl', '.txt'), {}
+    for right, sentence in [(mode in ('tokenizer', 'manual'), f"mode='{mode}': it is 'tokenizer' or 'manual'"),
+                            (0 < val_ratio < 1, f'val_ratio={val_ratio}: it takes more than 0 and less than 1'),
+                            (300 <= vocab_size <= 65536, f'vocab_size={vocab_size}: it takes 300 to 65536'),  # 262 are bytes and controls
+                            (min(batch_size, n_reviews) > 0, 'batch_size and n_reviews take 1 or more')]:
+        if not right:
+            refuse(sentence)
+    for src in source.split(','):
+        if src not in known and not (Path(src).is_file() and Path(src).suffix.lower() in kinds):
+            refuse(f"source '{src}' is neither one of {', '.join(known)} nor a {' '.join(kinds)} file that is there")
+        if (name := src if src in known else Path(src).stem) in names:
+            refuse(f'{names[name]} and {src} would both be written to {name}_train.txt; rename one')
+        names[name] = src
     folder = Path(output_dir or data_dir or f'data/{"+".join(names)}')
+    texts, both = Path(data_dir or folder), ('train.txt', 'validation.txt')
+    if data_dir and not all((texts / file).exists() for file in both):
+        refuse(f'{texts} has not both of {" and ".join(both)}; leave --data_dir out to make them from --source=')
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, so that no half-written file stays
     try:
+        vocab = given_vocabulary() if model_name else None  # first, for what is wrong with it is known in a second
+        if vocab and isinstance(vocab, Characters) != (mode == 'manual'):
+            refuse(f"{model_name} is not a vocabulary for --mode={mode}: say --mode={'tokenizer' if mode == 'manual' else 'manual'}")
+        if vocab and vocab.size > 65536:
+            refuse(f'{model_name}: {vocab.size:,} ids do not fit into uint16; take a vocabulary of 65,536 at most')
         if not data_dir:
             split(folder, names)
-        texts = Path(data_dir or folder)
-        for side in ('train.txt', 'validation.txt'):
-            if not (texts / side).exists():
-                refuse(f'{texts} has no {side}; leave --data_dir out to make it from --source=')
-        vocab = make_vocabulary(texts / 'train.txt')
-        if vocab.size > 65536:
-            refuse(f'{vocab.size:,} ids do not fit into uint16; take a vocabulary of 65,536 at most')
-        print(f'vocabulary: {vocab.size:,} ids' + (f', all that the text can fill of {vocab_size:,}' if mode == 'tokenizer' and not model_name and vocab.size < vocab_size else ''))
-        counted = {f'{side}_{what}': n for side, text in (('train', 'train.txt'), ('val', 'validation.txt'))
-                   for what, n in encode_side(vocab, texts / text, folder / mode / f'{side}.bin').items()}
-        about = json.loads((texts / 'meta.json').read_text('utf-8')) if (texts / 'meta.json').exists() else {}
-        keep_vocabulary(vocab, folder / mode, {**counted, **about})
+        vocab = vocab or (Characters if mode == 'manual' else SentencePiece).train(texts / 'train.txt')
+        full = mode == 'manual' or model_name or vocab.size == vocab_size
+        print(f'vocabulary: {vocab.size:,} ids' + ('' if full else f', all that the text can fill of {vocab_size:,}'))
+        write_tokens(vocab, texts, folder / mode)
+        for file in both if folder.resolve() != texts.resolve() else ():  # eval.py reads the texts beside the tokens
+            with open(texts / file, 'rb') as text, whole(folder / file, 'wb') as f:
+                f.writelines(text)
     except (OSError, ValueError) as e:
-        refuse(e)
-    print(f'ready: python train.py --data_dir={folder} --out_dir=out/{folder.name}' + (f' --mode={mode}' if mode != 'tokenizer' else ''))
+        refuse(' '.join(str(e).split()))
+    except KeyboardInterrupt:
+        refuse('interrupted; what was there before is there still')
+    print(f'ready: python train.py --data_dir={folder} --out_dir=out/{folder.resolve().name}' + ' --mode=manual' * (mode == 'manual'))
 
 
 if __name__ == '__main__':

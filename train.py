@@ -10,7 +10,6 @@ The batch of step s is a function of (data, seed, s) and nothing else, so a resu
 for bit, and four processes draw the curve of one. Read main() first, then what it calls.
 """
 import csv
-import fcntl
 import json
 import math
 import os
@@ -25,7 +24,12 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from configurator import configure, refuse, whole
+try:
+    import fcntl
+except ImportError:  # Windows has none; two runs in one folder go unnoticed there
+    fcntl = None
+
+from configurator import configure, declared, refuse, whole
 from model import Config, build, choose, save
 
 data_dir = 'data/kr3'      # what prepare.py wrote
@@ -59,7 +63,7 @@ dtype = 'auto'             # bfloat16, float16, float32, or auto: the fastest th
 compile = True             # torch.compile: about twice as fast, after half a minute
 given = configure(globals())
 
-MAY_CHANGE = {'init_from', 'out_dir', 'micro_batch', 'eval_interval', 'eval_tokens', 'log_interval', 'device', 'dtype', 'compile'}
+MAY_CHANGE = {'micro_batch', 'eval_interval', 'eval_tokens', 'log_interval', 'device', 'dtype', 'compile'}
 rank, world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
 
 
@@ -181,7 +185,7 @@ def check(out):
         for name, value in state['settings'].items():  # a run goes on as it began, whatever the defaults say today
             if name in given and globals()[name] != value and name not in MAY_CHANGE:
                 refuse(f'the run in {out} was started with {name}={value}, not {globals()[name]}; leave --{name} out to resume it')
-            if name not in given and name not in MAY_CHANGE:
+            if name not in given:
                 globals()[name] = value
     elif init_from != 'scratch':
         refuse(f"init_from='{init_from}': it is 'scratch' or 'resume'")
@@ -212,14 +216,21 @@ def main():
         dev, kind = choose(device, dtype)
     except ValueError as e:
         refuse(e)
-    if world > 1:
-        dist.init_process_group('nccl' if dev.type == 'cuda' else 'gloo')
-    if rank == 0:
-        lock = open(out / '.lock', 'w')  # held until this process ends, however it ends
+    if rank == 0 and fcntl:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(os.open(out, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go when this process ends, however it ends
         except OSError:
             refuse(f'another run is writing to {out}; name another --out_dir')
+    if world > 1:
+        dist.init_process_group('nccl' if dev.type == 'cuda' else 'gloo')
+    asked = []
+
+    def ask(number, frame):
+        if number == signal.SIGINT and number in asked:
+            os._exit(130)  # Ctrl-C twice: at once
+        asked.append(number)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, ask)
     eos, T, folder = meta['eos'], chunk_size, Path(data_dir, mode)
     data, starts = read_bin(folder / 'train.bin', meta, 'train')
     val_data, val_starts = read_bin(folder / 'val.bin', meta, 'val')
@@ -296,11 +307,9 @@ def main():
         raw.eval()
         sums = torch.zeros(2, dtype=torch.float64)
         for i in range(rank * micro, len(val_rows), world * micro):
-            rows = val_rows[i:i + micro]
-            rows = np.concatenate((rows, np.full((micro - len(rows), T + 1), eos, np.uint16)))  # one shape, one compilation
-            x, y = inputs_and_targets(rows, eos, dev)
+            x, y = inputs_and_targets(val_rows[i:i + micro], eos, dev)
             with autocast:
-                sums += torch.tensor([raw(x, y).item(), (y >= 0).sum().item()], dtype=torch.float64)
+                sums += torch.tensor([raw.forward(x, y).item(), (y >= 0).sum().item()], dtype=torch.float64)  # not compiled: a second compilation pays late
         raw.train()
         if world > 1:
             sums = sums.to(dev)
@@ -318,31 +327,28 @@ def main():
     for opt in optimizers:
         opt.zero_grad(set_to_none=True)
 
-    asked_to_stop = []
-    for sig in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(sig, lambda number, frame: asked_to_stop.append(number))
     keep_log(out / 'log.csv', begin)
     to_bits = (meta['val_tokens'] - 1) / meta['val_chars'] / math.log(2)
     floor = meta.get('floor_bits_per_char')
     running, logged, clock, here = 0.0, begin, time.perf_counter(), seconds
     for step in range(begin, steps + 1):  # one more than there are steps: the last weights are validated too
-        stop = bool(asked_to_stop)
+        stop = bool(asked)
         if world > 1:
             together = torch.tensor(float(stop), device=dev)
             dist.all_reduce(together)
             stop = together.item() > 0
-        last, due = step == steps, step % every == 0 and step > begin
-        if due or last or stop or (step > begin and step % log_every == 0):
+        last, due = step == steps, step % every == 0
+        if last or step > begin and (due or stop or step % log_every == 0):
             mean = torch.as_tensor(running / max(1, step - logged), device=dev)
             if world > 1:
                 dist.all_reduce(mean)
             mean = float(mean)
             seconds += time.perf_counter() - clock
-            if step > begin and not math.isfinite(mean):
-                say(f'the loss is {mean} at step {step}, learning rate {lr * schedule(step - 1, steps):.2e}; the state of the last validation is kept. '
-                    'Try a smaller --lr.')
-                raise SystemExit(1)
             val = validate() if due or last else None
+            if not math.isfinite(mean + (val or 0)):
+                say(f'the loss is {mean if val is None else val} by step {step:,}, learning rate {lr * schedule(step - 1, steps):.2e}; {out} keeps the last '
+                    'good state. Start again with a smaller --lr.')
+                raise SystemExit(1)
             if rank == 0:
                 speed = (step - begin) * batch_size * T / max(1e-9, seconds - here)
                 report(out / 'log.csv', step, steps, mean, val, seconds, speed, raw.matmul_flops() * speed / peak, to_bits, floor)
@@ -354,15 +360,12 @@ def main():
                     with whole(out / 'state.pt', 'wb') as f:
                         torch.save({'model': raw.state_dict(), 'optimizers': [o.state_dict() for o in optimizers], 'scaler': scaler.state_dict(),
                                     'step': step, 'best': best, 'seconds': seconds,
-                                    'settings': {k: globals()[k] for k in state_settings()}}, f)
+                                    'settings': {name: globals()[name] for name in declared(Path(__file__).read_text('utf-8')) if name not in ('init_from', 'out_dir')}}, f)
             running, logged, clock = 0.0, step, time.perf_counter()
-        if last:
-            break
-        if stop:
-            say(f'stopped at step {step}; go on with: python train.py --out_dir={out} --init_from=resume')
+        if last or stop:
             break
 
-        torch.manual_seed(hash((seed, step, rank)))  # dropout is a function of the step, too
+        torch.manual_seed((seed * 1_000_003 + step) * 1_000_003 + rank)  # dropout is a function of the step, too
         epoch, at = divmod(step, steps_per_epoch)
         running = running + forward_backward(epoch_rows(epoch)[at * batch_size:(at + 1) * batch_size])
         for opt in optimizers:
@@ -375,15 +378,14 @@ def main():
             scaler.step(opt)
             opt.zero_grad(set_to_none=True)
         scaler.update()
-    if step == steps:
-        say(f'best validation loss {best:.4f}, kept in {out}; write with: python sample.py --model_path={out}')
+    if rank == 0:
+        draw(out, floor)
     if world > 1:
         dist.destroy_process_group()
-
-
-def state_settings():
-    from configurator import declared
-    return declared(Path(__file__).read_text('utf-8'))
+    if step < steps:
+        say(f'stopped at step {step:,} of {steps:,}; go on with: python train.py --out_dir={out} --init_from=resume')
+        raise SystemExit(128 + (asked or [signal.SIGTERM])[0])
+    say(f'best validation loss {best:.4f}, kept in {out}; write with: python sample.py --model_path={out}')
 
 
 COLUMNS = ['step', 'tokens', 'seconds', 'train_loss', 'val_loss', 'bits_per_char', 'lr']
@@ -409,6 +411,27 @@ def report(path, step, steps, loss, val, seconds, speed, used, to_bits, floor):
     above = f' ({val * to_bits / floor - 1:+.1%} from the floor)' if val is not None and floor else ''
     print(f'step {step:,}/{steps:,}  loss {loss:.3f}' + (f'  validation {val:.3f}  {bits} bits/char{above}' if val is not None else '')
           + f'  {speed:,.0f} tokens/s  {used:.0%} of peak  {left / 60:.1f} min left', flush=True)
+
+
+def draw(out, floor):
+    """out/<name>/loss.png: the history as a picture, where matplotlib is installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return
+    with open(out / 'log.csv', encoding='utf-8') as f:
+        rows = [row for row in csv.DictReader(f) if int(row['step'])]
+    figure = Figure(figsize=(7, 4), layout='constrained')
+    axes = figure.subplots()
+    axes.plot([int(r['tokens']) for r in rows], [float(r['train_loss']) for r in rows], lw=1, label='training')
+    measured = [r for r in rows if r['val_loss']]
+    axes.plot([int(r['tokens']) for r in measured], [float(r['val_loss']) for r in measured], 'o-', label='validation')
+    if floor and measured:
+        last = measured[-1]
+        axes.axhline(float(last['val_loss']) * floor / float(last['bits_per_char']), color='gray', ls='--', label='entropy of the source')
+    axes.set(xlabel='tokens', ylabel='loss (nats per token)', title=str(out))
+    axes.legend()
+    figure.savefig(out / 'loss.png', dpi=120)
 
 
 if __name__ == '__main__':

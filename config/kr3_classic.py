@@ -1,0 +1,12 @@
+# The system this one replaces, in its own numbers.  python prepare.py --model_name=skt/kogpt2-base-v2 --output_dir=data/kr3_kogpt2 first.
+data_dir = 'data/kr3_kogpt2'
+out_dir = 'out/kr3_classic'
+d_model = 256
+d_ffn = 1024
+n_layers = 6
+chunk_size = 256
+batch_size = 64
+optimizer = 'adamw'
+lr = 1e-3
+n_tokens = 30         # million
+epochs = 1

@@ -1,0 +1,43 @@
+"""What the tests share: scripts run as a user runs them, on a small corpus prepared once."""
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+SMALL = ['--d_model=32', '--n_layers=2', '--chunk_size=64', '--batch_size=8', '--compile=false', '--device=cpu', '--dtype=float32', '--eval_tokens=0.02']
+
+
+def run(script, *args, ok=True, cwd=ROOT, nproc=0, stdin='', env=None, timeout=240):
+    """Run a script of ours to its end; ok=True asserts exit status 0, ok=False exit status 2 and one sentence. Returns the result."""
+    start = [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={nproc}'] if nproc else [sys.executable]
+    done = subprocess.run([*start, str(ROOT / script), *map(str, args)], cwd=cwd, input=stdin, text=True, capture_output=True, timeout=timeout,
+                          encoding='utf-8', env={**os.environ, 'OMP_NUM_THREADS': '1', **(env or {})})
+    if ok:
+        assert done.returncode == 0, done.stderr[-3000:]
+    else:
+        assert done.returncode == 2, (done.returncode, done.stderr[-3000:])
+        lines = [line for line in done.stderr.strip().splitlines() if not line.startswith('out/') and '|' not in line]
+        assert 'Traceback' not in done.stderr and len(lines) == 1, done.stderr
+    return done
+
+
+@pytest.fixture(scope='session')
+def demo(tmp_path_factory):
+    """A data folder of 3,000 demo reviews in both modes."""
+    folder = tmp_path_factory.mktemp('data') / 'demo'
+    run('prepare.py', '--source=demo', f'--output_dir={folder}', '--n_reviews=3000', '--vocab_size=600')
+    run('prepare.py', f'--data_dir={folder}', '--mode=manual')
+    return folder
+
+
+@pytest.fixture(scope='session')
+def models(demo, tmp_path_factory):
+    """Three small trained model folders: decoder, ffn and manual (a decoder over characters)."""
+    out = tmp_path_factory.mktemp('out')
+    for name, flags in {'decoder': ['--n_tokens=0.12', '--epochs=3', '--d_model=64'], 'ffn': ['--arch=ffn', '--n_tokens=0.02'], 'manual': ['--mode=manual', '--n_tokens=0.02']}.items():
+        run('train.py', f'--data_dir={demo}', f'--out_dir={out / name}', *SMALL, *flags)
+    return out

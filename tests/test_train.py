@@ -1,0 +1,199 @@
+"""Training as a pure function: the rows, one process and two, killed and resumed, and what is said when it cannot begin."""
+import csv
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, SMALL, run
+from safetensors.torch import load_file
+
+import train
+
+
+def log(folder):
+    return list(csv.DictReader(open(folder / 'log.csv')))
+
+
+def last_weights(folder):
+    return torch.load(folder / 'state.pt', weights_only=True)['model']
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def kill_all(word):
+    """SIGKILL every process with this word on its command line: torchrun's workers outlive torchrun when it is killed."""
+    for _ in range(2):
+        for line in Path('/proc').glob('[0-9]*/cmdline'):
+            try:
+                if str(word).encode() in line.read_bytes():
+                    os.kill(int(line.parent.name), signal.SIGKILL)
+            except (FileNotFoundError, ProcessLookupError):
+                pass
+        time.sleep(0.5)
+
+
+def stream(lengths, seed=0):
+    """A stream of reviews of so many tokens, </s> = 0 included, and its starts."""
+    rng = np.random.default_rng(seed)
+    data = np.concatenate([np.r_[0, rng.integers(1, 900, n - 1)] for n in lengths] + [[0]]).astype(np.uint16)
+    return data, np.flatnonzero(data == 0)
+
+
+@pytest.mark.parametrize('T', [16, 64])
+def test_rows_hold_every_review_once_and_whole(T):
+    lengths = np.random.default_rng(1).integers(2, 40, 3000)
+    data, starts = stream(lengths)
+    rows = train.pack(data, starts, np.random.default_rng(2).permutation(len(lengths)), T, 0)
+    pairs = lambda x, y: sorted(zip(x.tolist(), y.tolist()))
+    x, y = train.inputs_and_targets(rows, 0, torch.device('cpu'))
+    real = y.flatten() >= 0
+    assert pairs(x.flatten()[real], y.flatten()[real]) == pairs(data[:-1], data[1:])  # every token predicted once from its true forerunner
+    inside = {tuple(piece) for row in rows for piece in np.split(row, np.flatnonzero(row == 0))}
+    assert all(tuple(data[a:b]) in inside for a, b in zip(starts, starts[1:]) if b - a <= T)
+    assert real.float().mean() > (0.99 if T == 64 else 0.85)
+
+
+def test_the_batch_of_a_step_is_the_same_in_every_run(demo, tmp_path):
+    for name in 'ab':
+        run('train.py', f'--data_dir={demo}', f'--out_dir={tmp_path / name}', *SMALL, '--n_tokens=0.01', '--seed=3')
+    assert same(last_weights(tmp_path / 'a'), last_weights(tmp_path / 'b'))
+    assert log(tmp_path / 'a')[0]['train_loss'] != log(tmp_path / 'a')[1]['train_loss']
+
+
+def test_the_run_learns_logs_and_keeps_best_and_last(demo, models):
+    meta = json.loads((demo / 'tokenizer/meta.json').read_text())
+    rows = log(models / 'decoder')
+    steps = 3 * (120_000 // (8 * 64))
+    assert list(rows[0]) == ['step', 'tokens', 'seconds', 'train_loss', 'val_loss', 'bits_per_char', 'lr']
+    assert int(rows[-1]['step']) == steps and int(rows[-1]['tokens']) == steps * 8 * 64
+    assert float(rows[0]['train_loss']) == pytest.approx(math.log(meta['vocab_size']), abs=0.2)
+    vals = [float(r['val_loss']) for r in rows if r['val_loss']]
+    assert len(vals) >= 10 and vals[-1] < 0.5 * vals[0] and vals[-1] == min(vals)
+    assert float(rows[-1]['lr']) == 0 and max(float(r['lr']) for r in rows) <= 4e-3
+    assert [float(r['seconds']) for r in rows] == sorted(float(r['seconds']) for r in rows)
+    folder = models / 'decoder'
+    assert {f.name for f in folder.iterdir()} >= {'config.json', 'model.safetensors', 'generation_config.json', 'meta.json', 'tokenizer.model',
+                                                  'tokenizer_config.json', 'tokenizer.json', 'state.pt', 'log.csv'}
+    assert json.loads((folder / 'meta.json').read_text())['val_loss'] == pytest.approx(min(vals), abs=1e-4)
+    assert not list(folder.glob('*.part'))
+
+
+def test_the_best_model_outlives_worse_ones(demo, tmp_path):
+    run('train.py', f'--data_dir={demo}', f'--out_dir={tmp_path}', *SMALL, '--n_tokens=0.02', '--epochs=1', '--lr=2', '--warmup=39', '--optimizer=adamw', '--grad_clip=0', '--eval_interval=1')
+    vals = {int(r['step']): float(r['val_loss']) for r in log(tmp_path) if r['val_loss']}
+    best = min(vals, key=vals.get)
+    assert best != max(vals), 'the rate was meant to be harmful'
+    assert json.loads((tmp_path / 'meta.json').read_text())['step'] == best
+    kept, last = load_file(tmp_path / 'model.safetensors'), last_weights(tmp_path)
+    assert not torch.equal(kept['lm_head.weight'], last['lm_head.weight'])
+
+
+@pytest.mark.parametrize('arch', ['decoder', 'ffn'])
+def test_two_processes_draw_the_curve_of_one(arch, demo, tmp_path):
+    flags = [f'--data_dir={demo}', *SMALL, f'--arch={arch}', '--n_tokens=0.02', '--log_interval=1', '--micro_batch=2']
+    run('train.py', *flags, f'--out_dir={tmp_path / "one"}')
+    run('train.py', *flags, f'--out_dir={tmp_path / "two"}', nproc=2)
+    one, two = log(tmp_path / 'one'), log(tmp_path / 'two')
+    assert len(one) == len(two) == 39
+    for a, b in zip(one, two):
+        assert float(a['train_loss']) == pytest.approx(float(b['train_loss']), rel=1e-3)
+        assert (a['val_loss'] == '') == (b['val_loss'] == '') and (not a['val_loss'] or float(a['val_loss']) == pytest.approx(float(b['val_loss']), rel=1e-3))
+
+
+@pytest.mark.parametrize('arch, nproc', [('decoder', 0), ('ffn', 0), ('decoder', 2)])
+def test_killed_and_resumed_is_never_having_stopped(arch, nproc, demo, tmp_path):
+    flags = [f'--data_dir={demo}', *SMALL, f'--arch={arch}', '--n_tokens=0.06', '--dropout=0.1', '--micro_batch=2', '--eval_interval=20', '--log_interval=10']
+    run('train.py', *flags, f'--out_dir={tmp_path / "whole"}', nproc=nproc)
+    start = [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={nproc}'] if nproc else [sys.executable]
+    broken = subprocess.Popen([*start, str(ROOT / 'train.py'), *flags, f'--out_dir={tmp_path / "broken"}'], cwd=ROOT, start_new_session=True,
+                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    state = tmp_path / 'broken/state.pt'
+    while not state.exists():
+        assert broken.poll() is None
+        time.sleep(0.02)
+    kill_all(tmp_path / 'broken')
+    broken.wait()
+    at = torch.load(state, weights_only=True)['step']
+    assert 0 < at < 117
+    run('train.py', '--init_from=resume', f'--out_dir={tmp_path / "broken"}', nproc=nproc)
+    assert same(last_weights(tmp_path / 'whole'), last_weights(tmp_path / 'broken'))
+    assert (tmp_path / 'whole/model.safetensors').read_bytes() == (tmp_path / 'broken/model.safetensors').read_bytes()
+    strip = lambda folder: [{k: v for k, v in r.items() if k != 'seconds'} for r in log(folder)]
+    assert strip(tmp_path / 'whole') == strip(tmp_path / 'broken')
+
+
+def test_asked_to_stop_it_saves_and_says_how_to_go_on(demo, tmp_path):
+    flags = [f'--data_dir={demo}', *SMALL, '--n_tokens=0.06', '--epochs=5', f'--out_dir={tmp_path}', '--log_interval=5']
+    running = subprocess.Popen([sys.executable, str(ROOT / 'train.py'), *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in running.stdout:
+        if line.startswith('step'):
+            break
+    running.send_signal(signal.SIGTERM)
+    said, error = running.communicate(timeout=60)
+    assert running.returncode == 128 + signal.SIGTERM and '--init_from=resume' in said and 'Traceback' not in error
+    assert torch.load(tmp_path / 'state.pt', weights_only=True)['step'] == int(log(tmp_path)[-1]['step']) > 0
+
+
+def test_compiled_or_told_why_not(demo, tmp_path):
+    flags = [f'--data_dir={demo}', *SMALL, '--n_tokens=0.004', '--n_layers=1', '--compile=true']
+    run('train.py', *flags, '--compile=false', f'--out_dir={tmp_path / "eager"}')
+    eager = log(tmp_path / 'eager')[-1]
+    if shutil.which('g++'):
+        assert 'not compiled' not in run('train.py', *flags, f'--out_dir={tmp_path / "compiled"}').stdout
+        assert float(log(tmp_path / 'compiled')[-1]['val_loss']) == pytest.approx(float(eager['val_loss']), rel=1e-3)
+        assert set(load_file(tmp_path / 'compiled/model.safetensors')) == set(load_file(tmp_path / 'eager/model.safetensors'))
+    done = run('train.py', *flags, f'--out_dir={tmp_path / "without"}', env={'PATH': str(tmp_path), 'TORCHINDUCTOR_CACHE_DIR': str(tmp_path / 'cache'), 'CXX': ''})
+    assert len([line for line in done.stdout.splitlines() if 'not compiled' in line]) == 1
+    assert log(tmp_path / 'without')[-1]['val_loss'] == eager['val_loss']
+
+
+def test_mistakes_are_found_before_any_work(demo, models, tmp_path):
+    flags = [f'--data_dir={demo}', *SMALL]
+    for args, words in [
+        (['--out_dir=' + str(models / 'decoder')], 'already holds a run'),
+        (['--out_dir=' + str(tmp_path / 'n'), '--init_from=resume'], 'no run to resume'),
+        (['--out_dir=' + str(models / 'decoder'), '--init_from=resume', '--d_model=64', '--epochs=9'], 'was started with epochs=3'),
+        (['--out_dir=' + str(tmp_path / 'n'), '--data_dir=' + str(tmp_path)], 'run prepare.py first'),
+        (['--out_dir=' + str(tmp_path / 'n'), '--arch=rnn'], "'decoder' or 'ffn'"),
+        (['--out_dir=' + str(tmp_path / 'n'), '--optimizer=sgd'], "'muon' or 'adamw'"),
+        (['--out_dir=' + str(tmp_path / 'n'), '--d_model=33'], 'd_model=33'),
+        (['--out_dir=' + str(tmp_path / 'n'), '--batch_size=100000'], 'do not fill one batch'),
+        (['--out_dir=' + str(tmp_path / 'n'), '--device=cuda:9'], 'there is none here'),
+        (['--out_dir=' + str(tmp_path / 'n'), '--epochs=0'], 'epochs=0'),
+    ]:
+        assert words in run('train.py', *flags, *args, ok=False).stderr
+
+
+def test_bins_that_do_not_fit_their_meta_are_refused(demo, tmp_path):
+    shutil.copytree(demo, tmp_path / 'd')
+    flags = [f'--data_dir={tmp_path / "d"}', *SMALL, f'--out_dir={tmp_path / "o"}']
+    path = tmp_path / 'd/tokenizer/train.bin'
+    good = path.read_bytes()
+    path.write_bytes(good[:-2])
+    assert 'run prepare.py again' in run('train.py', *flags, ok=False).stderr
+    path.write_bytes(b'\xff\xff' + good[2:])
+    assert 'holds the id 65535' in run('train.py', *flags, ok=False).stderr
+
+
+def test_old_flags_are_accepted_in_both_forms(demo, tmp_path):
+    run('train.py', '--arch', 'decoder', '--data_dir', demo, '--batch_size', '8', '--epochs', '1', '--chunk_size', '64', '--d_model', '32', '--d_ffn', '64', '--n_layers', '1',
+        '--dropout', '0.1', '--lr', '1e-3', '--mode', 'manual', '--nhead', '2', '--n_tokens', '0.003', '--out_dir', tmp_path, '--compile', 'false', '--eval_tokens', '0.01')
+    assert json.loads((tmp_path / 'config.json').read_text())['intermediate_size'] == 64
+
+
+@pytest.mark.parametrize('name', ['demo', 'kr3', 'kr3_ffn', 'kr3_manual', 'kr3_classic'])
+def test_every_config_file_trains(name, demo, tmp_path):
+    run('train.py', f'config/{name}.py', f'--data_dir={demo}', f'--out_dir={tmp_path}', '--n_tokens=0.0006', '--batch_size=2', '--chunk_size=64', '--d_model=32', '--d_ffn=0',
+        '--n_layers=1', '--nhead=1', '--epochs=1', '--compile=false', '--eval_tokens=0.001', *(['--mode=tokenizer'] if name == 'kr3_classic' else []))
+    assert len(log(tmp_path)) == 4
