@@ -38,6 +38,6 @@ def demo(tmp_path_factory):
 def models(demo, tmp_path_factory):
     """Three small trained model folders: decoder, ffn and manual (a decoder over characters)."""
     out = tmp_path_factory.mktemp('out')
-    for name, flags in {'decoder': ['--n_tokens=0.12', '--epochs=3', '--d_model=64'], 'ffn': ['--arch=ffn', '--n_tokens=0.02'], 'manual': ['--mode=manual', '--n_tokens=0.02']}.items():
+    for name, flags in {'decoder': ['--n_tokens=0.06', '--epochs=2', '--d_model=64'], 'ffn': ['--arch=ffn', '--n_tokens=0.02'], 'manual': ['--mode=manual', '--n_tokens=0.02']}.items():
         run('train.py', f'--data_dir={demo}', f'--out_dir={out / name}', *SMALL, *flags)
     return out

@@ -74,12 +74,12 @@ def test_the_batch_of_a_step_is_the_same_in_every_run(demo, tmp_path):
 def test_the_run_learns_logs_and_keeps_best_and_last(demo, models):
     meta = json.loads((demo / 'tokenizer/meta.json').read_text())
     rows = log(models / 'decoder')
-    steps = 3 * (120_000 // (8 * 64))
+    steps = 2 * (60_000 // (8 * 64))
     assert list(rows[0]) == ['step', 'tokens', 'seconds', 'train_loss', 'val_loss', 'bits_per_char', 'lr']
     assert int(rows[-1]['step']) == steps and int(rows[-1]['tokens']) == steps * 8 * 64
-    assert float(rows[0]['train_loss']) == pytest.approx(math.log(meta['vocab_size']), abs=0.2)
+    assert float(rows[0]['train_loss']) == pytest.approx(math.log(meta['vocab_size']), abs=0.6)
     vals = [float(r['val_loss']) for r in rows if r['val_loss']]
-    assert len(vals) >= 10 and vals[-1] < 0.5 * vals[0] and vals[-1] == min(vals)
+    assert len(vals) >= 10 and vals[-1] < 0.7 * vals[0] and vals[-1] == min(vals)
     assert float(rows[-1]['lr']) == 0 and max(float(r['lr']) for r in rows) <= 4e-3
     assert [float(r['seconds']) for r in rows] == sorted(float(r['seconds']) for r in rows)
     folder = models / 'decoder'
@@ -163,7 +163,7 @@ def test_mistakes_are_found_before_any_work(demo, models, tmp_path):
     for args, words in [
         (['--out_dir=' + str(models / 'decoder')], 'already holds a run'),
         (['--out_dir=' + str(tmp_path / 'n'), '--init_from=resume'], 'no run to resume'),
-        (['--out_dir=' + str(models / 'decoder'), '--init_from=resume', '--d_model=64', '--epochs=9'], 'was started with epochs=3'),
+        (['--out_dir=' + str(models / 'decoder'), '--init_from=resume', '--d_model=64', '--epochs=9'], 'was started with epochs=2'),
         (['--out_dir=' + str(tmp_path / 'n'), '--data_dir=' + str(tmp_path)], 'run prepare.py first'),
         (['--out_dir=' + str(tmp_path / 'n'), '--arch=rnn'], "'decoder' or 'ffn'"),
         (['--out_dir=' + str(tmp_path / 'n'), '--optimizer=sgd'], "'muon' or 'adamw'"),
