@@ -43,13 +43,8 @@ RATINGS = ('negative', 'positive', 'ambiguous')
 def open_model(path, dev):
     """(model, meta, vocabulary) of a model folder, checked against the flags. Raises ValueError."""
     model, meta = load(path, dev)
-    agree(model, arch=arch, d_model=d_model, d_ffn=d_ffn, n_layers=n_layers, chunk_size=chunk_size)
-    if mode and mode != meta.get('mode', mode):
-        raise ValueError(f"--mode={mode}, but {path} was trained in mode={meta['mode']}; leave the flag out")
-    vocab = load_vocabulary(path)
-    if vocab.size > model.config.vocab_size:
-        raise ValueError(f'{path}: the vocabulary has {vocab.size} ids, the model only {model.config.vocab_size}')
-    return model, meta, vocab
+    agree(model, meta, mode=mode, arch=arch, d_model=d_model, d_ffn=d_ffn, n_layers=n_layers, chunk_size=chunk_size)
+    return model, meta, load_vocabulary(path)
 
 
 def read_reviews(folder, vocab):

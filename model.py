@@ -252,7 +252,7 @@ def choose(device='auto', dtype='auto'):
         torch.cuda.set_device(chosen)
         fastest = 'bfloat16' if torch.cuda.get_device_capability(chosen) >= (8, 0) else 'float16'
     else:
-        flags = torch.cpu.get_capabilities() if chosen.type == 'cpu' else {}
+        flags = getattr(torch.cpu, 'get_capabilities', dict)() if chosen.type == 'cpu' else {}
         fastest = 'bfloat16' if flags.get('avx512_bf16') or flags.get('amx_bf16') else 'float32'
     return chosen, getattr(torch, fastest if dtype == 'auto' else dtype)
 
@@ -355,8 +355,11 @@ def save(model, folder, meta=None, vocabulary=()):
     files += [('model.safetensors', lambda part: part.write_bytes(to_bytes(weights, metadata={'format': 'pt'})))]  # last: a folder with weights is complete
     for name, write in files:
         part = folder / f'{name}.part'
-        write(part)
-        os.replace(part, folder / name)
+        try:
+            write(part)
+            os.replace(part, folder / name)
+        finally:
+            part.unlink(missing_ok=True)  # where the disk was full
 
 
 def find(model_path=''):
@@ -401,14 +404,17 @@ def load(folder, device='cpu', dropout=0.0):
             weights = {name: f.get_tensor(name).float() for name in held}
     except (OSError, SafetensorError) as e:
         raise ValueError(f'{folder}/model.safetensors cannot be read: {e}') from None
+    if meta.get('vocab_size', 0) > c.vocab_size:
+        raise ValueError(f'{folder}: its vocabulary has {meta["vocab_size"]:,} ids, but the model only {c.vocab_size:,}')
     model.load_state_dict(weights, strict=False, assign=True)
     if c.tied:
         model.lm_head.weight = model.model.embed_tokens.weight
     return model.to(device).eval(), meta
 
 
-def agree(model, **flags):
-    """The shape is read from the model folder; a flag that says the same is welcome, one that contradicts raises ValueError."""
+def agree(model, meta, **flags):
+    """Shape and mode are read from the model folder; a flag that says the same is welcome, one that contradicts raises ValueError."""
+    held = {**meta, **vars(model.config)}
     for name, value in flags.items():
-        if value and value != getattr(model.config, name):
-            raise ValueError(f'--{name}={value}, but the model has {name}={getattr(model.config, name)}; leave the flag out')
+        if value and value != held.get(name, value):
+            raise ValueError(f'--{name}={value}, but the model has {name}={held[name]}; leave the flag out')

@@ -80,12 +80,8 @@ def main():
         dev, _ = choose(device)
         path = find(model_path)
         model, meta = load(path, dev)
-        agree(model, arch=arch, d_model=d_model, d_ffn=d_ffn, n_layers=n_layers, chunk_size=chunk_size)
-        if mode and mode != meta.get('mode', mode):
-            refuse(f"--mode={mode}, but {path} was trained in mode={meta['mode']}; leave the flag out")
+        agree(model, meta, mode=mode, arch=arch, d_model=d_model, d_ffn=d_ffn, n_layers=n_layers, chunk_size=chunk_size)
         vocab = load_vocabulary(path)
-        if vocab.size > model.config.vocab_size:
-            refuse(f'{path}: the vocabulary has {vocab.size} ids, the model only {model.config.vocab_size}')
     except (OSError, ValueError) as e:
         refuse(e)
     if not model_path:

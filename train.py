@@ -11,6 +11,7 @@ for bit, and four processes draw the curve of one. Read main() first, then what 
 """
 import csv
 import ctypes
+import io
 import json
 import math
 import os
@@ -66,6 +67,7 @@ compile = True             # torch.compile: about twice as fast, after half a mi
 given = configure(globals())
 
 MAY_CHANGE = {'micro_batch', 'eval_interval', 'eval_tokens', 'log_interval', 'device', 'dtype', 'compile'}
+RUN = [name for name in declared(Path(__file__).read_text('utf-8')) if name not in ('init_from', 'out_dir')]  # what makes a run this run
 rank, world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
 
 
@@ -183,7 +185,10 @@ def check(out):
     if init_from == 'resume':
         if not (out / 'state.pt').exists():
             refuse(f'{out} holds no run to resume (no state.pt)')
-        state = torch.load(out / 'state.pt', map_location='cpu', weights_only=True)
+        try:
+            state = torch.load(out / 'state.pt', map_location='cpu', weights_only=True)
+        except Exception as e:  # torch and its unpickler raise many kinds for a file cut short or altered
+            refuse(f'{out}/state.pt cannot be read ({type(e).__name__}); the best model is in {out} still, but the run must start anew in another --out_dir')
         for name, value in state['settings'].items():  # a run goes on as it began, whatever the defaults say today
             if name in given and globals()[name] != value and name not in MAY_CHANGE:
                 refuse(f'the run in {out} was started with {name}={value}, not {globals()[name]}; leave --{name} out to resume it')
@@ -225,9 +230,12 @@ def main():
             refuse(f'another run is writing to {out}; name another --out_dir')
     if world > 1:
         dist.init_process_group('nccl' if dev.type == 'cuda' else 'gloo')
-    if sys.platform == 'linux' and dev.type == 'cpu':  # glibc gives large blocks back after every step, and faults them in anew: 8% of its time
+    if sys.platform == 'linux' and dev.type == 'cpu':  # else glibc returns large blocks after every step, and each next one faults them in anew
         for what, value in ((-4, 0), (-1, 2 ** 31 - 1)):  # M_MMAP_MAX, M_TRIM_THRESHOLD
             getattr(ctypes.CDLL(None), 'mallopt', lambda *_: 0)(what, value)  # not every libc has it
+    os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
+    torch.use_deterministic_algorithms(True, warn_only=True)  # sums in a fixed order, or two runs part ways in the last bit
+    torch.utils.deterministic.fill_uninitialized_memory = False  # its other half, which costs time and finds only bugs
     asked = []
 
     def ask(number, frame):
@@ -269,6 +277,9 @@ def main():
                         tied=tied, dropout=dropout)
     except ValueError as e:
         refuse(e)
+    if state and state['step'] >= steps:
+        say(f'the run in {out} is complete: {steps:,} steps')
+        return
     raw = build(config).to(dev)
     optimizers = make_optimizers(raw, dev)
     scaler = torch.amp.GradScaler(dev.type, enabled=kind == torch.float16)
@@ -363,10 +374,11 @@ def main():
                     save(raw, out, {**meta, 'step': step, 'tokens': step * batch_size * T, 'val_loss': val, 'data_dir': data_dir},
                          [folder / f for f in ('tokenizer.json', 'tokenizer_config.json', meta['vocabulary'])])
                 if due or last or stop:
+                    buffer = io.BytesIO()  # written in one piece, so that a full disk is an OSError
+                    torch.save({'model': raw.state_dict(), 'optimizers': [o.state_dict() for o in optimizers], 'scaler': scaler.state_dict(), 'step': step,
+                                'best': best, 'seconds': seconds, 'settings': {name: globals()[name] for name in RUN}}, buffer)
                     with whole(out / 'state.pt', 'wb') as f:
-                        torch.save({'model': raw.state_dict(), 'optimizers': [o.state_dict() for o in optimizers], 'scaler': scaler.state_dict(),
-                                    'step': step, 'best': best, 'seconds': seconds,
-                                    'settings': {name: globals()[name] for name in declared(Path(__file__).read_text('utf-8')) if name not in ('init_from', 'out_dir')}}, f)
+                        f.write(buffer.getbuffer())
             running, logged, clock = 0.0, step, time.perf_counter()
         if last or stop:
             break
@@ -441,4 +453,9 @@ def draw(out, floor):
 
 
 if __name__ == '__main__':
-    main()
+    try:
+        main()
+    except torch.OutOfMemoryError:
+        refuse(f'the {device} has too little memory for {micro_batch or batch_size // world} rows at once; take a smaller --micro_batch, the result is the same')
+    except OSError as e:  # a full disk, a folder gone: what was saved before is whole
+        refuse(f'{e}; what was saved before is there still')

@@ -142,9 +142,9 @@ def test_a_folder_gives_the_model_back(arch, tied, tmp_path):
     again, meta = load(tmp_path / 'm')
     assert again.config == model.config and meta == {'data_dir': 'data/x'}
     assert torch.equal(again(rows(2, 9)), model(rows(2, 9))) and again.lm_head.weight.requires_grad
-    agree(again, arch=arch, d_model=32, d_ffn=0, n_layers=2)
+    agree(again, meta, arch=arch, d_model=32, d_ffn=0, n_layers=2)
     with pytest.raises(ValueError, match='--d_model=64, but the model has d_model=32'):
-        agree(again, d_model=64)
+        agree(again, meta, d_model=64)
 
 
 @pytest.mark.parametrize('tied', [False, True])

@@ -134,11 +134,13 @@ def test_killed_and_resumed_is_never_having_stopped(arch, nproc, demo, tmp_path)
 
 
 def test_asked_to_stop_it_saves_and_says_how_to_go_on(demo, tmp_path):
-    flags = [f'--data_dir={demo}', *SMALL, '--n_tokens=0.06', '--epochs=5', f'--out_dir={tmp_path}', '--log_interval=5']
+    flags = [f'--data_dir={demo}', *SMALL, '--n_tokens=0.06', '--epochs=50', f'--out_dir={tmp_path}', '--log_interval=5']
     running = subprocess.Popen([sys.executable, str(ROOT / 'train.py'), *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for line in running.stdout:
         if line.startswith('step'):
             break
+    second = run('train.py', *flags, ok=False).stderr
+    assert 'another run is writing' in second or 'already holds a run' in second
     running.send_signal(signal.SIGTERM)
     said, error = running.communicate(timeout=60)
     assert running.returncode == 128 + signal.SIGTERM and '--init_from=resume' in said and 'Traceback' not in error
@@ -150,7 +152,9 @@ def test_compiled_or_told_why_not(demo, tmp_path):
     run('train.py', *flags, '--compile=false', f'--out_dir={tmp_path / "eager"}')
     eager = log(tmp_path / 'eager')[-1]
     if shutil.which('g++'):
-        assert 'not compiled' not in run('train.py', *flags, f'--out_dir={tmp_path / "compiled"}').stdout
+        for name in ('compiled', 'again'):  # two threads may add up in any order, unless told not to
+            assert 'not compiled' not in run('train.py', *flags, f'--out_dir={tmp_path / name}', env={'OMP_NUM_THREADS': '2'}).stdout
+        assert same(last_weights(tmp_path / 'compiled'), last_weights(tmp_path / 'again'))
         assert float(log(tmp_path / 'compiled')[-1]['val_loss']) == pytest.approx(float(eager['val_loss']), rel=1e-3)
         assert set(load_file(tmp_path / 'compiled/model.safetensors')) == set(load_file(tmp_path / 'eager/model.safetensors'))
     done = run('train.py', *flags, f'--out_dir={tmp_path / "without"}', env={'PATH': str(tmp_path), 'TORCHINDUCTOR_CACHE_DIR': str(tmp_path / 'cache'), 'CXX': ''})
@@ -173,6 +177,28 @@ def test_mistakes_are_found_before_any_work(demo, models, tmp_path):
         (['--out_dir=' + str(tmp_path / 'n'), '--epochs=0'], 'epochs=0'),
     ]:
         assert words in run('train.py', *flags, *args, ok=False).stderr
+
+
+def test_a_damaged_state_is_a_sentence(models, tmp_path):
+    state = (models / 'decoder/state.pt').read_bytes()
+    (tmp_path / 'state.pt').write_bytes(state[:len(state) // 2])
+    assert 'state.pt cannot be read' in run('train.py', f'--out_dir={tmp_path}', '--init_from=resume', ok=False).stderr
+
+
+@pytest.mark.skipif(not hasattr(signal, 'SIGXFSZ'), reason='no limit on the size of files here')
+def test_a_full_disk_is_a_sentence_and_the_state_before_stays(demo, tmp_path):
+    flags = [f'--data_dir={demo}', *SMALL, f'--out_dir={tmp_path}', '--n_tokens=0.06', '--epochs=50', '--eval_interval=20']
+    running = subprocess.Popen([sys.executable, str(ROOT / 'train.py'), *flags], stdout=subprocess.DEVNULL)
+    while not (tmp_path / 'state.pt').exists():
+        assert running.poll() is None
+        time.sleep(0.05)
+    running.terminate()
+    running.wait()
+    before = (tmp_path / 'state.pt').read_bytes()
+    small = 'import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name="__main__")'
+    done = subprocess.run([sys.executable, '-c', small, str(ROOT / 'train.py'), '--init_from=resume', f'--out_dir={tmp_path}'], cwd=ROOT, text=True, capture_output=True)
+    assert done.returncode == 2 and 'what was saved before is there still' in done.stderr and 'Traceback' not in done.stderr, done.stderr[-2000:]
+    assert (tmp_path / 'state.pt').read_bytes() == before and not list(tmp_path.glob('*.part'))
 
 
 def test_bins_that_do_not_fit_their_meta_are_refused(demo, tmp_path):
