@@ -63,7 +63,7 @@ def write(model, vocab, beginning, wanted, generator, dev):
     texts = [vocab.decode(row) for row in written]
     if num_samples == 1:
         print(texts[0][len(shown):])
-    readings = rate(model, [row for row in written], vocab.starts[:3]).softmax(1) if show_rating else [None] * len(texts)
+    readings = rate(model, written, vocab.starts[:3]).softmax(1) if show_rating else [None] * len(texts)
     for r, text, reading in zip(picked, texts, readings):
         if num_samples > 1:
             print((f'[{NAMES[r]}] ' if wanted is None else '') + text)

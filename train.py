@@ -76,6 +76,13 @@ def say(*words):
         print(*words, flush=True)
 
 
+def add_up(tensor):
+    """The sum of what every process holds, on each of them."""
+    if world > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
 # --- data: the batch of a step ---------------------------------------------------------------------------------------
 
 def pack(data, starts, order, T, eos):
@@ -328,19 +335,18 @@ def main():
             with autocast:
                 sums += torch.tensor([raw.forward(x, y).item(), (y >= 0).sum().item()], dtype=torch.float64)  # not compiled: a second compilation pays late
         raw.train()
-        if world > 1:
-            sums = sums.to(dev)
-            dist.all_reduce(sums)
-        return (sums[0] / sums[1]).item()
+        nats, count = add_up(sums.to(dev) if world > 1 else sums).tolist()
+        return nats / count
 
     raw.train()
+    first = epoch_rows(begin // steps_per_epoch)[:batch_size]
     try:  # the first pass compiles; it is thrown away, so that the clock measures training
-        forward_backward(epoch_rows(begin // steps_per_epoch)[:batch_size])
+        forward_backward(first)
     except torch._dynamo.exc.TorchDynamoException as e:
         say(f'not compiled: {str(e).strip().splitlines()[0]}')
         torch._dynamo.reset()
         raw._compiled_call_impl = None
-        forward_backward(epoch_rows(begin // steps_per_epoch)[:batch_size])
+        forward_backward(first)
     for opt in optimizers:
         opt.zero_grad(set_to_none=True)
 
@@ -349,17 +355,10 @@ def main():
     floor = meta.get('floor_bits_per_char')
     running, logged, clock, here = 0.0, begin, time.perf_counter(), seconds
     for step in range(begin, steps + 1):  # one more than there are steps: the last weights are validated too
-        stop = bool(asked)
-        if world > 1:
-            together = torch.tensor(float(stop), device=dev)
-            dist.all_reduce(together)
-            stop = together.item() > 0
+        stop = add_up(torch.tensor(len(asked), device=dev)).item() > 0 if world > 1 else bool(asked)  # all of them or none
         last, due = step == steps, step % every == 0
         if last or step > begin and (due or stop or step % log_every == 0):
-            mean = torch.as_tensor(running / max(1, step - logged), device=dev)
-            if world > 1:
-                dist.all_reduce(mean)
-            mean = float(mean)
+            mean = add_up(torch.as_tensor(running / max(1, step - logged), device=dev)).item()
             seconds += time.perf_counter() - clock
             val = validate() if due or last else None
             if not math.isfinite(mean + (val or 0)):
