@@ -7,6 +7,7 @@ n_layers = 6
 chunk_size = 256
 batch_size = 64
 optimizer = 'adamw'
+counts = False
 lr = 1e-3
 n_tokens = 30         # million
 epochs = 1

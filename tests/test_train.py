@@ -64,6 +64,45 @@ def test_rows_hold_every_review_once_and_whole(T):
     assert real.float().mean() > (0.99 if T == 64 else 0.85)
 
 
+def test_short_reviews_are_read_in_short_rows_and_long_ones_in_long():
+    for lengths, row in (([20] * 1000, 128), ([20] * 995 + [100] * 5, 128), ([20] * 995 + [200] * 5, 256), ([100] * 50, 256)):
+        assert train.row_length(np.array(lengths), 256) == row
+
+
+def test_counting_gives_the_bigram_model():
+    """A source in which each token depends on the one before: the untrained model comes near its entropy, far below the unigrams'."""
+    V, rng = 60, np.random.default_rng(0)
+    follows = rng.dirichlet(np.full(V, 0.05), V)
+    data = np.empty(60_000, dtype=np.uint16)
+    data[0] = 0
+    for t in range(1, len(data)):
+        data[t] = rng.choice(V, p=follows[data[t - 1]])
+    torch.manual_seed(0)
+    for arch in ('decoder', 'ffn'):
+        model = train.build(train.Config(vocab_size=V, d_model=64, nhead=1, n_layers=1, chunk_size=64, arch=arch, eos=0, bos=1))
+        train.start_from_counts(model, data)
+        seen = np.bincount(data, minlength=V) / len(data)
+        unigram, bigram = -(seen * np.log(seen + 1e-9)).sum(), -(seen[:, None] * follows * np.log(follows + 1e-12)).sum()
+        x = torch.from_numpy(data[:6401].astype(np.int64))
+        with torch.no_grad():
+            loss = model(x[:-1].view(-1, 64), x[1:].view(-1, 64)).item() / 6400
+        assert bigram < loss < bigram + 0.25 * (unigram - bigram), (unigram, bigram, loss)
+
+
+def test_muon_steps_in_every_direction_alike():
+    torch.manual_seed(0)
+    for shape in ((128, 32), (32, 128)):
+        params = [torch.nn.Parameter(torch.zeros(shape)) for _ in range(2)]
+        for p in params:
+            p.grad = torch.randn(shape) * 1e-3
+        train.Muon(params, lr=1.0, weight_decay=0.0, dtype=torch.float32).step()
+        for p in params:
+            u, s, v = torch.linalg.svd(p.grad, full_matrices=False)
+            turned = u.T @ -p.data @ v.T / (0.2 * max(shape) ** 0.5)  # the singular values of the step, in the gradient's own directions
+            assert 0.7 < turned.diagonal().min() and turned.diagonal().max() < 1.3, turned.diagonal()
+            assert (turned - turned.diagonal().diag()).abs().max() < 0.1
+
+
 def test_the_batch_of_a_step_is_the_same_in_every_run(demo, tmp_path):
     for name in 'ab':
         run('train.py', f'--data_dir={demo}', f'--out_dir={tmp_path / name}', *SMALL, '--n_tokens=0.01', '--seed=3')
@@ -77,10 +116,10 @@ def test_the_run_learns_logs_and_keeps_best_and_last(demo, models):
     steps = 2 * (60_000 // (8 * 64))
     assert list(rows[0]) == ['step', 'tokens', 'seconds', 'train_loss', 'val_loss', 'bits_per_char', 'lr']
     assert int(rows[-1]['step']) == steps and int(rows[-1]['tokens']) == steps * 8 * 64
-    assert float(rows[0]['train_loss']) == pytest.approx(math.log(meta['vocab_size']), abs=0.6)
+    assert float(rows[0]['train_loss']) < 0.5 * math.log(meta['vocab_size']), 'it begins as a bigram model'
     vals = [float(r['val_loss']) for r in rows if r['val_loss']]
     assert len(vals) >= 10 and vals[-1] < 0.7 * vals[0] and vals[-1] == min(vals)
-    assert float(rows[-1]['lr']) == 0 and max(float(r['lr']) for r in rows) <= 4e-3
+    assert float(rows[-1]['lr']) == 0 and max(float(r['lr']) for r in rows) <= 6e-3
     assert [float(r['seconds']) for r in rows] == sorted(float(r['seconds']) for r in rows)
     folder = models / 'decoder'
     assert {f.name for f in folder.iterdir()} >= {'config.json', 'model.safetensors', 'generation_config.json', 'meta.json', 'tokenizer.model',
@@ -101,7 +140,7 @@ def test_the_best_model_outlives_worse_ones(demo, tmp_path):
 
 @pytest.mark.parametrize('arch', ['decoder', 'ffn'])
 def test_two_processes_draw_the_curve_of_one(arch, demo, tmp_path):
-    flags = [f'--data_dir={demo}', *SMALL, f'--arch={arch}', '--n_tokens=0.02', '--log_interval=1', '--micro_batch=2']
+    flags = [f'--data_dir={demo}', *SMALL, f'--arch={arch}', '--n_tokens=0.02', '--log_interval=1', '--micro_batch=2', '--lr=1e-3']
     run('train.py', *flags, f'--out_dir={tmp_path / "one"}')
     run('train.py', *flags, f'--out_dir={tmp_path / "two"}', nproc=2)
     one, two = log(tmp_path / 'one'), log(tmp_path / 'two')
