@@ -1,4 +1,4 @@
-# The built-in corpus on a laptop: under three minutes on two cores, to within 3% of the floor.
+# The built-in corpus on a laptop: under three minutes on two cores, to within 2% of the floor.
 data_dir = 'data/demo'
 out_dir = 'out/demo'
 d_model = 128
