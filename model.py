@@ -108,7 +108,7 @@ class Attention(nn.Module):
         q, k = rotate(q, *rope), rotate(k, *rope)
         if self.c.nkv != self.c.nhead:
             k, v = (t.repeat_interleave(self.c.nhead // self.c.nkv, dim=1) for t in (k, v))  # (B, H, T, D)
-        if q.device.type == 'cpu':  # written out, which is also what the other means; there it took 684 ms a step instead of 823, compiled
+        if q.device.type == 'cpu':  # written out: at 6 x 256, 16 rows, compiled, a step took 684 ms; with the function below, which means the same, 823
             scores = (q @ k.mT).to(torch.promote_types(q.dtype, torch.float)) / math.sqrt(self.c.head_dim)  # (B, H, T, T)
             y = scores.masked_fill(~mask, -math.inf).softmax(-1).to(q.dtype) @ v          # (B, H, T, D)
         else:
