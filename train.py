@@ -372,6 +372,8 @@ def main():
         refuse(e)
     if state and state['step'] >= steps:
         say(f'the run in {out} is complete: {steps:,} steps')
+        if world > 1:
+            dist.destroy_process_group()
         return
     raw = build(config).to(dev)
     optimizers = make_optimizers(raw, dev, kind)
@@ -488,6 +490,7 @@ def main():
     if rank == 0:
         draw(out, floor)
     if world > 1:
+        dist.barrier()  # none leaves while another still saves
         dist.destroy_process_group()
     if step < steps:
         say(f'stopped at step {step:,} of {steps:,}; go on with: python train.py --out_dir={out} --init_from=resume')
