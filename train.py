@@ -421,7 +421,7 @@ def main():
         """Mean loss per token over the validation rows, shared out among the processes."""
         raw.eval()
         sums = torch.zeros(2, dtype=torch.float64)
-        wide = max(micro, 4096 // T)  # nothing is kept for a backward pass
+        wide = max(micro * row, 4096) // T  # rows; nothing is kept for a backward pass
         for i in range(rank * wide, len(val_rows), world * wide):
             x, y = inputs_and_targets(val_rows[i:i + wide], eos, dev)
             with autocast:
