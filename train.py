@@ -3,6 +3,7 @@
     python train.py config/demo.py                                     one process, CPU or GPU
     torchrun --standalone --nproc_per_node=4 train.py config/kr3.py    four GPUs, the same losses
     python train.py --out_dir=out/demo --init_from=resume              go on where a run stopped
+    python train.py --init_from=out/kr3 --data_dir=data/mine --out_dir=out/mine --lr=1e-3         fine-tune a model folder
 
     train.bin → shuffled reviews → rows (R, T+1) → batch (B, T+1) of step s → loss → gradients → optimizer → out_dir/
 
@@ -15,10 +16,13 @@ import io
 import json
 import math
 import os
+import re
 import signal
 import sys
 import time
+import zlib
 from bisect import bisect_left, insort
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -33,12 +37,13 @@ except ImportError:  # Windows has none; two runs in one folder go unnoticed the
     fcntl = None
 
 from configurator import configure, declared, refuse, whole
-from model import Config, build, choose, save
+from data import hub
+from model import Config, build, choose, load, save
 
 data_dir = 'data/kr3'      # what prepare.py wrote
 out_dir = 'out/kr3'        # where the model folder, the state and the log go
 mode = 'tokenizer'         # which of data_dir's vocabularies: tokenizer or manual
-init_from = 'scratch'      # scratch, or resume: go on with the run in out_dir
+init_from = 'scratch'      # scratch; resume: go on with the run in out_dir; or a model folder or Hub repository to fine-tune
 arch = 'decoder'           # decoder: attention; ffn: an MLP over the last `window` tokens
 d_model = 256              # width of the model
 d_ffn = 0                  # width inside its MLPs (0: 8/3 of d_model, in 64s)
@@ -244,9 +249,9 @@ def make_optimizers(model, device, kind):
     if optimizer == 'adamw':
         opts = [torch.optim.AdamW([dict(params=matrices + table + head, weight_decay=weight_decay), dict(params=gains, weight_decay=0.0)], lr=lr, **fused)]
     elif optimizer == 'muon':
-        # Entries of the embedding are of size 1, so it takes longer steps than the rest. What was counted needs but a touch:
+        # Entries of the embedding are of size 1, so it takes longer steps than the rest. What was counted or trained needs but a touch:
         # 4 and 0.3 ended at 4.41 bits/char after 100,000 tokens, 10 and 1 at 4.47.
-        far, near = (1, 1) if tied else (4, 0.25) if counts else (25, 1)
+        far, near = (1, 1) if tied else (4, 0.25) if counts or init_from != 'scratch' else (25, 1)
         opts = [torch.optim.AdamW([dict(params=table, lr=far * lr), dict(params=head, lr=near * lr), dict(params=gains)], lr=lr, weight_decay=0.0, **fused),
                 Muon(matrices, lr, weight_decay, kind)]
     else:
@@ -268,23 +273,72 @@ def schedule(step, steps):
 
 # --- the run ---------------------------------------------------------------------------------------------------------
 
+def adopt(held, whose):
+    """Take over the settings that a run or a model goes by, whatever the defaults say today; a flag that says otherwise is refused."""
+    for name, value in held.items():
+        if name in given and globals()[name] != value and name not in MAY_CHANGE:
+            refuse(f'{whose} {name}={value}, not {globals()[name]}; leave --{name} out')
+        if name not in given:
+            globals()[name] = value
+
+
+def last_state(out):
+    """What resuming needs, from state.pt or, where that is damaged, from the one before."""
+    for file in (out / 'state.pt', out / 'state.before.pt'):
+        if file.exists():
+            try:
+                return torch.load(file, map_location='cpu', weights_only=True)
+            except Exception as e:  # torch and its unpickler raise many kinds for a file cut short or altered
+                say(f'{file} is damaged ({type(e).__name__}); looking for the one before')
+    refuse(f'{out} holds no state.pt that could be resumed; what model there is in {out} can be fine-tuned (--init_from={out} and another --out_dir)')
+
+
+def model_folder(name):
+    """The folder of the model to fine-tune: the one named, or what the Hub has under that name, downloaded by one process a machine."""
+    if Path(name).is_dir():
+        return Path(name)
+    if not hub.is_repository(name):
+        raise ValueError(f"init_from='{name}': it is 'scratch', 'resume', a model folder or a Hub repository (owner/name)")
+    if int(os.environ.get('LOCAL_RANK', 0)) == 0:
+        with suppress(OSError):
+            hub.download_model(name, 'meta.json')  # only ours have one
+        for file in ('config.json', 'tokenizer.json', 'model.safetensors'):
+            hub.download_model(name, file)
+        say(f'{name}: for its licence see its page on the Hub')
+    if world > 1:
+        dist.barrier()
+    return hub.DOWNLOADS / name.replace('/', '--')
+
+
+def model_to_tune(folder, data, meta):
+    """(model, what its next card must tell) from a model folder. The data must be written in its vocabulary; ids that prepare.py added
+    at the end, for ratings it did not know, get the mean of the others as their vector. Raises OSError or ValueError in one sentence."""
+    model, before = load(folder, dropout=dropout)
+    words = lambda f: json.loads((f / 'tokenizer.json').read_text('utf-8'))['model']['vocab']
+    if words(folder) != words(data):
+        raise ValueError(f'{data} is not in the vocabulary of {folder}; prepare.py --model_name={folder} writes it so')
+    c, V = model.config, meta['vocab_size']
+    if V > c.vocab_size:
+        for layer in (model.model.embed_tokens, model.lm_head)[:1 if c.tied else 2]:
+            w = layer.weight.detach()
+            layer.weight = torch.nn.Parameter(torch.cat((w, w.mean(0).expand(V - len(w), -1))))
+        c.vocab_size = V
+        if c.tied:
+            model.lm_head.weight = model.model.embed_tokens.weight
+    c.eos, c.bos, c.chunk_size = meta['eos'], meta['starts']['unknown'], chunk_size if 'chunk_size' in given else min(chunk_size, c.chunk_size)
+    unknown = [{'name': init_from, 'licence': 'its own', 'train_reviews': 0}]
+    kept = {key: before[key] for key in ('vocabulary_licence',) if key in before}
+    return model.train(), {'base_model': init_from, 'sources': [*before.get('sources', unknown), *meta['sources']], **kept}
+
+
 def check(out):
     """Everything that can be wrong before an hour of work is wrong now. Returns meta, and the state to resume from or None."""
     state = None
     if init_from == 'resume':
-        if not (out / 'state.pt').exists():
+        if not (out / 'state.pt').exists() and not (out / 'state.before.pt').exists():
             refuse(f'{out} holds no run to resume (no state.pt)')
-        try:
-            state = torch.load(out / 'state.pt', map_location='cpu', weights_only=True)
-        except Exception as e:  # torch and its unpickler raise many kinds for a file cut short or altered
-            refuse(f'{out}/state.pt cannot be read ({type(e).__name__}); the best model is in {out} still, but the run must start anew in another --out_dir')
-        for name, value in state['settings'].items():  # a run goes on as it began, whatever the defaults say today
-            if name in given and globals()[name] != value and name not in MAY_CHANGE:
-                refuse(f'the run in {out} was started with {name}={value}, not {globals()[name]}; leave --{name} out to resume it')
-            if name not in given:
-                globals()[name] = value
-    elif init_from != 'scratch':
-        refuse(f"init_from='{init_from}': it is 'scratch' or 'resume'")
+        state = last_state(out)
+        adopt(state['settings'], f'the run in {out} was started with')
     elif (out / 'state.pt').exists() or (out / 'model.safetensors').exists():
         refuse(f'{out} already holds a run; go on with it (--init_from=resume), or name another --out_dir')
     for name, least in dict(batch_size=1, epochs=1, lr=0, n_tokens=0, micro_batch=0, warmup=0, weight_decay=0, chunk_size=2).items():
@@ -328,14 +382,29 @@ def main():
     asked = []
 
     def ask(number, frame):
-        if number == signal.SIGINT and number in asked:
+        if asked and number == signal.SIGINT and time.monotonic() > asked[-1][1] + 1:  # sooner it is torchrun, which passes on what all have heard
             os._exit(130)  # Ctrl-C twice: at once
-        asked.append(number)
+        asked.append((number, time.monotonic()))
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, ask)
-    eos, T, folder = meta['eos'], chunk_size, Path(data_dir, mode)
+    eos, folder, about, base = meta['eos'], Path(data_dir, mode), {}, None
+    if state:
+        about = state['about']
+    elif init_from != 'scratch':
+        try:
+            base, about = model_to_tune(model_folder(init_from), folder, meta)
+        except (OSError, ValueError, LookupError, TypeError) as e:
+            refuse(f'{init_from} cannot be fine-tuned: {e}')
+        adopt({**{name: getattr(base.config, name) for name in ('arch', 'd_model', 'd_ffn', 'n_layers', 'nhead', 'window', 'chunk_size', 'tied')}, 'counts': False},
+              f'the model in {init_from} has')
+    meta, T = {**meta, **about}, chunk_size
+    vocabulary = {file: (folder / file).read_bytes() for file in ('tokenizer.json', 'tokenizer_config.json', meta['vocabulary'])}
     data, starts = read_bin(folder / 'train.bin', meta, 'train')
     val_data, val_starts = read_bin(folder / 'val.bin', meta, 'val')
+
+    mark = zlib.crc32(data)
+    if state and state['data'] != mark:
+        refuse(f'{folder}/train.bin is not what the run in {out} was trained on; prepare it as it was, or begin anew in another --out_dir')
 
     # how long the run is follows from the data
     tokens = int(min(n_tokens * 1e6, len(data) - 1)) if n_tokens else len(data) - 1
@@ -364,22 +433,21 @@ def main():
 
     # the model
     torch.manual_seed(seed)
-    try:
-        config = Config(vocab_size=meta['vocab_size'], arch=arch, d_model=d_model, d_ffn=d_ffn or -(-d_model * 8 // 3 // 64) * 64, n_layers=n_layers,
-                        nhead=nhead or max(1, round(d_model / 64)), chunk_size=T, window=window, eos=eos, bos=meta['starts']['unknown'],
-                        tied=tied, dropout=dropout)
-    except ValueError as e:
-        refuse(e)
     if state and state['step'] >= steps:
         say(f'the run in {out} is complete: {steps:,} steps')
-        if world > 1:
-            dist.destroy_process_group()
         return
-    raw = build(config).to(dev)
+    if not base:
+        try:
+            base = build(Config(**state['config']) if state else Config(
+                vocab_size=meta['vocab_size'], arch=arch, d_model=d_model, d_ffn=d_ffn or -(-d_model * 8 // 3 // 64) * 64, n_layers=n_layers,
+                nhead=nhead or max(1, round(d_model / 64)), chunk_size=T, window=window, eos=eos, bos=meta['starts']['unknown'], tied=tied, dropout=dropout))
+        except ValueError as e:
+            refuse(e)
+    raw = base.to(dev)
     optimizers = make_optimizers(raw, dev, kind)
     scaler = torch.amp.GradScaler(dev.type, enabled=kind == torch.float16)
     begin, best, seconds = 0, math.inf, 0.0
-    if counts and not tied and d_model > 2 and not state:
+    if counts and not tied and d_model > 2 and not state and rank == 0:  # the other processes get the first one's weights
         clock = time.perf_counter()
         start_from_counts(raw, data)
         seconds = time.perf_counter() - clock
@@ -462,14 +530,16 @@ def main():
                 report(out / 'log.csv', step, steps, mean, val, seconds, speed, raw.matmul_flops(row) * speed / peak, to_bits, floor)
                 if val is not None and val < best:
                     best = val
-                    save(raw, out, {**meta, 'step': step, 'tokens': step * batch_size * T, 'val_loss': val, 'data_dir': data_dir},
-                         [folder / f for f in ('tokenizer.json', 'tokenizer_config.json', meta['vocabulary'])])
+                    save(raw, out, {**meta, 'step': step, 'tokens': step * batch_size * T, 'val_loss': val, 'bits_per_char': val * to_bits, 'data_dir': data_dir}, vocabulary)
                 if due or last or stop:
                     buffer = io.BytesIO()  # written in one piece, so that a full disk is an OSError
-                    torch.save({'model': raw.state_dict(), 'optimizers': [o.state_dict() for o in optimizers], 'scaler': scaler.state_dict(), 'step': step,
-                                'best': best, 'seconds': seconds, 'settings': {name: globals()[name] for name in RUN}}, buffer)
-                    with whole(out / 'state.pt', 'wb') as f:
+                    torch.save({'model': raw.state_dict(), 'optimizers': [o.state_dict() for o in optimizers], 'scaler': scaler.state_dict(), 'step': step, 'best': best,
+                                'seconds': seconds, 'settings': {name: globals()[name] for name in RUN}, 'config': vars(raw.config), 'about': about, 'data': mark}, buffer)
+                    with whole(out / 'state.new.pt', 'wb') as f:
                         f.write(buffer.getbuffer())
+                    if (out / 'state.pt').exists():
+                        os.replace(out / 'state.pt', out / 'state.before.pt')  # kept, should the newest turn out damaged
+                    os.replace(out / 'state.new.pt', out / 'state.pt')
             running, logged, clock = 0.0, step, time.perf_counter()
         if last or stop:
             break
@@ -491,10 +561,9 @@ def main():
         draw(out, floor)
     if world > 1:
         dist.barrier()  # none leaves while another still saves
-        dist.destroy_process_group()
     if step < steps:
         say(f'stopped at step {step:,} of {steps:,}; go on with: python train.py --out_dir={out} --init_from=resume')
-        raise SystemExit(128 + (asked or [signal.SIGTERM])[0])
+        raise SystemExit(128 + (asked[0][0] if asked else signal.SIGTERM))
     say(f'best validation loss {best:.4f}, kept in {out}; write with: python sample.py --model_path={out}')
 
 
@@ -544,10 +613,29 @@ def draw(out, floor):
     figure.savefig(out / 'loss.png', dpi=120)
 
 
-if __name__ == '__main__':
+def guarded():
+    """main(), with a sentence for what the machine may do to it."""
     try:
         main()
     except torch.OutOfMemoryError:
         refuse(f'the {device} has too little memory for {micro_batch or batch_size // world} rows at once; take a smaller --micro_batch, the result is the same')
     except OSError as e:  # a full disk, a folder gone: what was saved before is whole
         refuse(f'{e}; what was saved before is there still')
+    except RuntimeError as e:
+        if world == 1 or not re.search('gloo|nccl', str(e), re.IGNORECASE):
+            raise
+        print(f'process {rank}: another process has ended ({str(e).splitlines()[0]}); what was saved before is there still: --init_from=resume', file=sys.stderr)
+        raise SystemExit(1)
+
+
+if __name__ == '__main__':
+    if world == 1:
+        guarded()
+    else:
+        try:
+            guarded()
+            status = 0
+        except SystemExit as e:
+            status = e.code
+        sys.stdout.flush()
+        os._exit(status)  # at once: gloo's threads may hold tensors of Python's, and abort when it goes first (pytorch/pytorch#190489)

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -25,19 +26,30 @@ def run(script, *args, ok=True, cwd=ROOT, nproc=0, stdin='', env=None, timeout=2
     return done
 
 
+def once(tmp_path_factory, name, make):
+    """The folder that make(folder) fills, made by whichever of the test processes needs it first, and shared by all."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base) / name
+    with FileLock(f'{folder}.lock'):
+        if not Path(f'{folder}.done').exists():
+            make(folder)
+            Path(f'{folder}.done').touch()
+    return folder
+
+
 @pytest.fixture(scope='session')
 def demo(tmp_path_factory):
     """A data folder of 3,000 demo reviews in both modes."""
-    folder = tmp_path_factory.mktemp('data') / 'demo'
-    run('prepare.py', '--source=demo', f'--output_dir={folder}', '--n_reviews=3000', '--vocab_size=600')
-    run('prepare.py', f'--data_dir={folder}', '--mode=manual')
-    return folder
+    def make(folder):
+        run('prepare.py', '--source=demo', f'--output_dir={folder}', '--n_reviews=3000', '--vocab_size=600')
+        run('prepare.py', f'--data_dir={folder}', '--mode=manual')
+    return once(tmp_path_factory, 'demo', make)
 
 
 @pytest.fixture(scope='session')
 def models(demo, tmp_path_factory):
     """Three small trained model folders: decoder, ffn and manual (a decoder over characters)."""
-    out = tmp_path_factory.mktemp('out')
-    for name, flags in {'decoder': ['--n_tokens=0.06', '--epochs=2', '--d_model=64'], 'ffn': ['--arch=ffn', '--n_tokens=0.02'], 'manual': ['--mode=manual', '--n_tokens=0.02']}.items():
-        run('train.py', f'--data_dir={demo}', f'--out_dir={out / name}', *SMALL, *flags)
-    return out
+    def make(out):
+        for name, flags in {'decoder': ['--n_tokens=0.06', '--epochs=2', '--d_model=64'], 'ffn': ['--arch=ffn', '--n_tokens=0.02'], 'manual': ['--mode=manual', '--n_tokens=0.02']}.items():
+            run('train.py', f'--data_dir={demo}', f'--out_dir={out / name}', *SMALL, *flags)
+    return once(tmp_path_factory, 'out', make)

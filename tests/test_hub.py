@@ -16,6 +16,7 @@ import pytest
 import tokenizers
 
 import prepare
+from data import hub as client
 
 SCRIPT = Path(prepare.__file__).resolve()
 ROWS = [(i % 3, f'정말 맛있는 {i}번 국수 ㅋㅋ' + f' 또 {i}' * 20) for i in range(2000)]  # shards of several blocks of 64 KiB
@@ -124,15 +125,15 @@ STORE = '/store/kr3/0'
 def fetch(hub, tmp_path, monkeypatch):
     """download() of the first shard in this process, where waiting and the largest file can be made small."""
     monkeypatch.setattr(time, 'sleep', lambda _: None)
-    monkeypatch.setattr(prepare, 'LARGEST', 1 << 20)
+    monkeypatch.setattr(client, 'LARGEST', 1 << 20)
     path = tmp_path / 'data/download/x.parquet'
 
     def fetch(refused=None, at=STORE):
         if refused is None:
-            assert prepare.download(hub.url + at, path).read_bytes() == SHARDS[0]
+            assert client.download(hub.url + at, path).read_bytes() == SHARDS[0]
         else:
             with pytest.raises(OSError, match=refused) as e:
-                prepare.download(hub.url + at, path)
+                client.download(hub.url + at, path)
             assert '\n' not in str(e.value)
             assert not path.exists()
         assert not list(tmp_path.rglob('*.part'))
@@ -173,14 +174,14 @@ def test_where_the_viewer_is_away_the_repository_is_read(hub, tmp_path):
 @pytest.mark.parametrize('subsets, wanted', [(['default'], True), (['kr3_raw'], False), (['a', 'b'], False)])
 def test_the_only_subset_will_do_but_never_raw(hub, subsets, wanted, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(prepare, 'HUB', hub.url)
+    monkeypatch.setattr(client, 'HUB', hub.url)
     hub.say['/api/datasets/leey4n/KR3/parquet'] = [json.dumps({s: {'train': [hub.url + STORE]} for s in subsets}).encode()]
     hub.say['/api/datasets/leey4n/KR3'] = [json.dumps({'siblings': [{'rfilename': 'kr3_raw.parquet'}]}).encode()]
     if wanted:
-        assert [f.read_bytes() for f in prepare.hub_dataset('kr3')] == [SHARDS[0]]
+        assert [f.read_bytes() for f in client.dataset('kr3')] == [SHARDS[0]]
     else:
         with pytest.raises(OSError, match='no parquet file of kr3'):
-            prepare.hub_dataset('kr3')
+            client.dataset('kr3')
         assert not list(tmp_path.rglob('*.*'))  # nothing that a later run would believe
 
 
@@ -217,10 +218,10 @@ def test_the_shell_sees_a_sentence_and_no_file(hub, tmp_path):
 @pytest.mark.parametrize('answer', [b'<html>', b'[1]', b'{"siblings": []}', lambda to: send(to, b'', 404)])
 def test_a_hub_that_lists_nothing(hub, tmp_path, monkeypatch, answer):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(prepare, 'HUB', hub.url)
+    monkeypatch.setattr(client, 'HUB', hub.url)
     hub.say['/api/datasets/leey4n/KR3/parquet'] = hub.say['/api/datasets/leey4n/KR3'] = [answer]
     with pytest.raises(OSError, match='/api/datasets/leey4n/KR3'):
-        prepare.hub_dataset('kr3')
+        client.dataset('kr3')
     assert not list(tmp_path.rglob('*.*'))
 
 
@@ -292,7 +293,7 @@ def test_something_else_in_place_of_parquet(hub, fetch, page):
 def test_a_web_page_is_no_table_either(hub, tmp_path):
     hub.say['/page'] = [b'<!DOCTYPE html>']
     with pytest.raises(OSError, match='web page'):
-        prepare.download(f'{hub.url}/page', tmp_path / 'nsmc.tsv')
+        client.download(f'{hub.url}/page', tmp_path / 'nsmc.tsv')
     assert not list(tmp_path.iterdir())
 
 
@@ -323,10 +324,10 @@ def test_the_token_is_for_the_hub_alone(hub, fetch, monkeypatch):
     other = Hub()
     other.say['/x'] = hub.say[STORE]
     hub.say['/a'] = [turn(f'{other.url}/x')]
-    monkeypatch.setattr(prepare, 'HUB', hub.url)
+    monkeypatch.setattr(client, 'HUB', hub.url)
     fetch(None, '/a')
     assert hub.asked[0][1]['Authorization'] == 'Bearer hf_secret' and 'Authorization' not in other.asked[0][1]
-    monkeypatch.setattr(prepare, 'HUB', hub.url[:-1])  # a name that merely begins like the Hub's is not the Hub
-    prepare.get(hub.url + STORE, {}).close()
+    monkeypatch.setattr(client, 'HUB', hub.url[:-1])  # a name that merely begins like the Hub's is not the Hub
+    client.get(hub.url + STORE, {}).close()
     assert 'Authorization' not in hub.asked[-1][1]
     other.shutdown(), other.server_close()
