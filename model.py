@@ -437,7 +437,7 @@ def save(model, folder, meta=None, vocabulary=None):
     weights = {name: p.detach().float().cpu().contiguous() for name, p in model.state_dict().items() if not (c.tied and name == 'lm_head.weight')}
     texts = {'config.json': config, 'generation_config.json': {'bos_token_id': c.bos, 'eos_token_id': c.eos, 'pad_token_id': c.eos}, 'meta.json': meta}
     files = {**(vocabulary or {}), **{name: json.dumps(text, indent=1, ensure_ascii=False).encode() for name, text in texts.items()}}
-    if 'val_loss' in meta:
+    if 'bits_per_char' in meta:
         files['README.md'] = card(model, meta, folder.resolve().name).encode()
     files['model.safetensors'] = to_bytes(weights, metadata={'format': 'pt'})  # last: a folder with weights is complete
     folder.mkdir(parents=True, exist_ok=True)

@@ -341,7 +341,7 @@ def write_tokens(vocab, texts, folder):
     words = vocab.as_tokenizer()
     eos, start = words.id_to_token(vocab.eos), words.id_to_token(vocab.starts[-1])
     config = {'tokenizer_class': 'PreTrainedTokenizerFast', 'split_special_tokens': True,  # typed control tokens stay text there too
-              'clean_up_tokenization_spaces': False, 'eos_token': eos, 'pad_token': eos, 'bos_token': start}
+              'add_bos_token': False, 'add_eos_token': False, 'clean_up_tokenization_spaces': False, 'eos_token': eos, 'pad_token': eos, 'bos_token': start}
     meta = {'mode': mode, 'model_name': model_name, 'vocab_size': vocab.size, 'vocabulary': vocab.file, 'eos': vocab.eos,
             'starts': dict(zip(('0', '1', '2', 'unknown'), vocab.starts)), 'sources': [], **about,
             **({'vocabulary_licence': LICENCES[model_name]} if model_name in LICENCES else {}),

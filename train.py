@@ -286,10 +286,11 @@ def last_state(out):
     """What resuming needs, from state.pt or, where that is damaged, from the one before."""
     for file in (out / 'state.pt', out / 'state.before.pt'):
         if file.exists():
-            try:
-                return torch.load(file, map_location='cpu', weights_only=True)
-            except Exception as e:  # torch and its unpickler raise many kinds for a file cut short or altered
-                say(f'{file} is damaged ({type(e).__name__}); looking for the one before')
+            with suppress(Exception):  # torch and its unpickler raise many kinds for what is not theirs
+                content = file.read_bytes()
+                if zlib.crc32(content[:-4]) == int.from_bytes(content[-4:]):  # torch.load does not see a flipped bit
+                    return torch.load(io.BytesIO(content), map_location='cpu', weights_only=True)
+            say(f'{file} is damaged; looking for the one before')
     refuse(f'{out} holds no state.pt that could be resumed; what model there is in {out} can be fine-tuned (--init_from={out} and another --out_dir)')
 
 
@@ -537,6 +538,7 @@ def main():
                                 'seconds': seconds, 'settings': {name: globals()[name] for name in RUN}, 'config': vars(raw.config), 'about': about, 'data': mark}, buffer)
                     with whole(out / 'state.new.pt', 'wb') as f:
                         f.write(buffer.getbuffer())
+                        f.write(zlib.crc32(buffer.getbuffer()).to_bytes(4))
                     if (out / 'state.pt').exists():
                         os.replace(out / 'state.pt', out / 'state.before.pt')  # kept, should the newest turn out damaged
                     os.replace(out / 'state.new.pt', out / 'state.pt')

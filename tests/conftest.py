@@ -1,10 +1,12 @@
 """What the tests share: scripts run as a user runs them, on a small corpus prepared once."""
+import csv
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,6 +26,18 @@ def run(script, *args, ok=True, cwd=ROOT, nproc=0, stdin='', env=None, timeout=2
         lines = [line for line in done.stderr.strip().splitlines() if not line.startswith('out/') and '|' not in line]
         assert 'Traceback' not in done.stderr and len(lines) == 1, done.stderr
     return done
+
+
+def log(folder):
+    return list(csv.DictReader(open(folder / 'log.csv')))
+
+
+def last_weights(folder):
+    return torch.load(folder / 'state.pt', weights_only=True)['model']
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 def once(tmp_path_factory, name, make):

@@ -1,46 +1,19 @@
 """Training as a pure function: the rows, one process and two, killed and resumed, and what is said when it cannot begin."""
-import csv
 import json
 import math
 import os
 import shutil
-import signal
+import socket
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SMALL, run
+from conftest import ROOT, SMALL, last_weights, log, run, same
 from safetensors.torch import load_file
 
 import train
-
-
-def log(folder):
-    return list(csv.DictReader(open(folder / 'log.csv')))
-
-
-def last_weights(folder):
-    return torch.load(folder / 'state.pt', weights_only=True)['model']
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
-def kill_all(word):
-    """SIGKILL every process with this word on its command line: torchrun's workers outlive torchrun when it is killed."""
-    for _ in range(2):
-        for line in Path('/proc').glob('[0-9]*/cmdline'):
-            try:
-                if str(word).encode() in line.read_bytes():
-                    os.kill(int(line.parent.name), signal.SIGKILL)
-            except (FileNotFoundError, ProcessLookupError):
-                pass
-        time.sleep(0.5)
 
 
 def stream(lengths, seed=0):
@@ -138,52 +111,21 @@ def test_the_best_model_outlives_worse_ones(demo, tmp_path):
     assert not torch.equal(kept['lm_head.weight'], last['lm_head.weight'])
 
 
-@pytest.mark.parametrize('arch', ['decoder', 'ffn'])
-def test_two_processes_draw_the_curve_of_one(arch, demo, tmp_path):
+@pytest.mark.parametrize('arch, nodes', [('decoder', 2), ('ffn', 1)])
+def test_two_processes_draw_the_curve_of_one_also_on_two_machines(arch, nodes, demo, tmp_path):
     flags = [f'--data_dir={demo}', *SMALL, f'--arch={arch}', '--n_tokens=0.02', '--log_interval=1', '--micro_batch=2', '--lr=1e-3']
     run('train.py', *flags, f'--out_dir={tmp_path / "one"}')
-    run('train.py', *flags, f'--out_dir={tmp_path / "two"}', nproc=2)
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        meeting = ['--rdzv_backend=c10d', f'--rdzv_endpoint=127.0.0.1:{free.getsockname()[1]}']
+    machines = [subprocess.Popen([sys.executable, '-m', 'torch.distributed.run', f'--nnodes={nodes}', f'--nproc_per_node={2 // nodes}', *meeting, str(ROOT / 'train.py'), *flags,
+                                  f'--out_dir={tmp_path / "two"}'], cwd=ROOT, env={**os.environ, 'OMP_NUM_THREADS': '1'}, stdout=subprocess.DEVNULL) for _ in range(nodes)]
+    assert [machine.wait(200) for machine in machines] == [0] * nodes
     one, two = log(tmp_path / 'one'), log(tmp_path / 'two')
     assert len(one) == len(two) == 39
     for a, b in zip(one, two):
         assert float(a['train_loss']) == pytest.approx(float(b['train_loss']), rel=1e-3)
         assert (a['val_loss'] == '') == (b['val_loss'] == '') and (not a['val_loss'] or float(a['val_loss']) == pytest.approx(float(b['val_loss']), rel=1e-3))
-
-
-@pytest.mark.parametrize('arch, nproc', [('decoder', 0), ('ffn', 0), ('decoder', 2)])
-def test_killed_and_resumed_is_never_having_stopped(arch, nproc, demo, tmp_path):
-    flags = [f'--data_dir={demo}', *SMALL, f'--arch={arch}', '--n_tokens=0.06', '--dropout=0.1', '--micro_batch=2', '--eval_interval=20', '--log_interval=10']
-    run('train.py', *flags, f'--out_dir={tmp_path / "whole"}', nproc=nproc)
-    start = [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={nproc}'] if nproc else [sys.executable]
-    broken = subprocess.Popen([*start, str(ROOT / 'train.py'), *flags, f'--out_dir={tmp_path / "broken"}'], cwd=ROOT, start_new_session=True,
-                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, 'OMP_NUM_THREADS': '1'})
-    state = tmp_path / 'broken/state.pt'
-    while not state.exists():
-        assert broken.poll() is None
-        time.sleep(0.02)
-    kill_all(tmp_path / 'broken')
-    broken.wait()
-    at = torch.load(state, weights_only=True)['step']
-    assert 0 < at < 117
-    run('train.py', '--init_from=resume', f'--out_dir={tmp_path / "broken"}', nproc=nproc)
-    assert same(last_weights(tmp_path / 'whole'), last_weights(tmp_path / 'broken'))
-    assert (tmp_path / 'whole/model.safetensors').read_bytes() == (tmp_path / 'broken/model.safetensors').read_bytes()
-    strip = lambda folder: [{k: v for k, v in r.items() if k != 'seconds'} for r in log(folder)]
-    assert strip(tmp_path / 'whole') == strip(tmp_path / 'broken')
-
-
-def test_asked_to_stop_it_saves_and_says_how_to_go_on(demo, tmp_path):
-    flags = [f'--data_dir={demo}', *SMALL, '--n_tokens=0.06', '--epochs=50', f'--out_dir={tmp_path}', '--log_interval=5']
-    running = subprocess.Popen([sys.executable, str(ROOT / 'train.py'), *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    for line in running.stdout:
-        if line.startswith('step'):
-            break
-    second = run('train.py', *flags, ok=False).stderr
-    assert 'another run is writing' in second or 'already holds a run' in second
-    running.send_signal(signal.SIGTERM)
-    said, error = running.communicate(timeout=60)
-    assert running.returncode == 128 + signal.SIGTERM and '--init_from=resume' in said and 'Traceback' not in error
-    assert torch.load(tmp_path / 'state.pt', weights_only=True)['step'] == int(log(tmp_path)[-1]['step']) > 0
 
 
 def test_compiled_or_told_why_not(demo, tmp_path):
@@ -216,28 +158,6 @@ def test_mistakes_are_found_before_any_work(demo, models, tmp_path):
         (['--out_dir=' + str(tmp_path / 'n'), '--epochs=0'], 'epochs=0'),
     ]:
         assert words in run('train.py', *flags, *args, ok=False).stderr
-
-
-def test_a_damaged_state_is_a_sentence(models, tmp_path):
-    state = (models / 'decoder/state.pt').read_bytes()
-    (tmp_path / 'state.pt').write_bytes(state[:len(state) // 2])
-    assert 'state.pt cannot be read' in run('train.py', f'--out_dir={tmp_path}', '--init_from=resume', ok=False).stderr
-
-
-@pytest.mark.skipif(not hasattr(signal, 'SIGXFSZ'), reason='no limit on the size of files here')
-def test_a_full_disk_is_a_sentence_and_the_state_before_stays(demo, tmp_path):
-    flags = [f'--data_dir={demo}', *SMALL, f'--out_dir={tmp_path}', '--n_tokens=0.06', '--epochs=50', '--eval_interval=20']
-    running = subprocess.Popen([sys.executable, str(ROOT / 'train.py'), *flags], stdout=subprocess.DEVNULL)
-    while not (tmp_path / 'state.pt').exists():
-        assert running.poll() is None
-        time.sleep(0.05)
-    running.terminate()
-    running.wait()
-    before = (tmp_path / 'state.pt').read_bytes()
-    small = 'import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name="__main__")'
-    done = subprocess.run([sys.executable, '-c', small, str(ROOT / 'train.py'), '--init_from=resume', f'--out_dir={tmp_path}'], cwd=ROOT, text=True, capture_output=True)
-    assert done.returncode == 2 and 'what was saved before is there still' in done.stderr and 'Traceback' not in done.stderr, done.stderr[-2000:]
-    assert (tmp_path / 'state.pt').read_bytes() == before and not list(tmp_path.glob('*.part'))
 
 
 def test_bins_that_do_not_fit_their_meta_are_refused(demo, tmp_path):
