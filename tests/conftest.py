@@ -5,20 +5,25 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+os.environ['OMP_NUM_THREADS'] = '1'  # two test processes share two cores
 SMALL = ['--d_model=32', '--n_layers=2', '--chunk_size=64', '--batch_size=8', '--compile=false', '--device=cpu', '--dtype=float32', '--eval_tokens=0.02']
 
 
 def run(script, *args, ok=True, cwd=ROOT, nproc=0, stdin='', env=None, timeout=240):
     """Run a script of ours to its end; ok=True asserts exit status 0, ok=False exit status 2 and one sentence. Returns the result."""
-    start = [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={nproc}'] if nproc else [sys.executable]
-    done = subprocess.run([*start, str(ROOT / script), *map(str, args)], cwd=cwd, input=stdin, text=True, capture_output=True, timeout=timeout,
-                          encoding='utf-8', env={**os.environ, 'OMP_NUM_THREADS': '1', **(env or {})})
+    if nproc or env:
+        start = [sys.executable, *(['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={nproc}'] if nproc else [])]
+        done = subprocess.run([*start, str(ROOT / script), *map(str, args)], cwd=cwd, input=stdin, text=True, capture_output=True, timeout=timeout,
+                              encoding='utf-8', env={**os.environ, **(env or {})})
+    else:
+        done = forked.run(ROOT / script, [*map(str, args)], cwd, stdin, timeout)
     if ok:
         assert done.returncode == 0, done.stderr[-3000:]
     else:

@@ -1,0 +1,37 @@
+"""A script run as `python script.py …` runs it, in a process of its own, forked from one that has torch loaded already: two seconds sooner."""
+import multiprocessing
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+
+def act(script, args, cwd, folder):
+    """In the new process: take on the folder, the streams and the words, and be the script."""
+    os.chdir(cwd)
+    for fd, name in enumerate(('in', 'out', 'err')):
+        file = os.open(f'{folder}/{name}', os.O_RDWR)
+        os.dup2(file, fd)
+        os.close(file)
+    sys.stdin, sys.stdout, sys.stderr = (open(fd, mode, encoding='utf-8') for fd, mode in enumerate('rww'))
+    sys.argv, sys.path[0] = [str(script), *args], str(Path(script).parent)
+    runpy.run_path(str(script), run_name='__main__')
+
+
+def run(script, args, cwd, stdin, timeout):
+    """As subprocess.run(text=True, capture_output=True)."""
+    server = multiprocessing.get_context('forkserver')
+    server.set_forkserver_preload(['torch', 'torch._inductor.config'])
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in (('in', stdin), ('out', ''), ('err', '')):
+            Path(folder, name).write_text(content, 'utf-8')
+        child = server.Process(target=act, args=(script, args, cwd, folder))
+        child.start()
+        child.join(timeout)
+        if child.exitcode is None:
+            child.kill()
+            raise subprocess.TimeoutExpired(args, timeout)
+        out, err = (Path(folder, name).read_text('utf-8') for name in ('out', 'err'))
+    return subprocess.CompletedProcess(args, child.exitcode, out, err)
