@@ -19,6 +19,7 @@ import os
 import re
 import signal
 import sys
+import tempfile
 import time
 import zlib
 from bisect import bisect_left, insort
@@ -350,13 +351,16 @@ def check(out):
     folder = Path(data_dir, mode)
     try:
         meta = json.loads((folder / 'meta.json').read_text('utf-8'))
-        out.mkdir(parents=True, exist_ok=True)
-        if not os.access(out, os.W_OK):
-            refuse(f'{out} is not writable')
     except FileNotFoundError:
         refuse(f'{folder} has no meta.json; run prepare.py first (--output_dir={data_dir} --mode={mode})')
     except (OSError, ValueError) as e:
-        refuse(f'{folder} or {out}: {e}')
+        refuse(f'{folder}/meta.json cannot be read: {e}')
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out) as f:  # access rights, read-only and full disks show now
+            f.write(b'room to write')
+    except OSError as e:
+        refuse(f'out_dir={out} cannot be written to: {e}')
     return meta, state
 
 

@@ -171,6 +171,19 @@ def test_where_the_viewer_is_away_the_repository_is_read(hub, tmp_path):
     assert read(tmp_path) == sorted(ROWS[:1200])
 
 
+def test_names_that_climb_out_of_the_folder_lead_nowhere(hub, tmp_path):
+    hub.say['/api/datasets/leey4n/KR3/parquet'] = [lambda to: send(to, b'', 404)]
+    hub.say['/api/datasets/leey4n/KR3'] = [json.dumps({'siblings': [{'rfilename': '../../../../store/kr3/0.parquet'}]}).encode()]
+    hub.say['/store/kr3/0.parquet'] = hub.say['/datasets/leey4n/KR3/resolve/main/../../../../store/kr3/0.parquet'] = [SHARDS[0]]
+    (tmp_path / 'here').mkdir()
+    run(hub, tmp_path / 'here')
+    assert {f.name for f in tmp_path.iterdir()} == {'here'} and {f.name for f in (tmp_path / 'here/data/download').iterdir()} <= {'kr3.json', 'kr3_0000.parquet'}
+    for name in ('../up', 'a/../b', '..', 'a/..', '/etc/passwd'):
+        status, _, err = run(hub, tmp_path / 'here', '--source=demo', '--n_reviews=50', '--mode=tokenizer', f'--model_name={name}')
+        assert status == 2 and err.count('\n') == 1
+    assert {f.name for f in tmp_path.iterdir()} == {'here'}
+
+
 @pytest.mark.parametrize('subsets, wanted', [(['default'], True), (['kr3_raw'], False), (['a', 'b'], False)])
 def test_the_only_subset_will_do_but_never_raw(hub, subsets, wanted, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -147,6 +147,7 @@ def test_mistakes_are_found_before_any_work(demo, models, tmp_path):
         (['--out_dir=' + str(tmp_path / 'n'), '--init_from=resume'], 'no run to resume'),
         (['--out_dir=' + str(models / 'decoder'), '--init_from=resume', '--d_model=64', '--epochs=9'], 'was started with epochs=2'),
         (['--out_dir=' + str(tmp_path / 'n'), '--data_dir=' + str(tmp_path)], 'run prepare.py first'),
+        (['--out_dir=/dev/null/x'], 'cannot be written to'), (['--out_dir=/proc/x'], 'cannot be written to'),
         (['--out_dir=' + str(tmp_path / 'n'), '--arch=rnn'], "'decoder' or 'ffn'"),
         (['--out_dir=' + str(tmp_path / 'n'), '--optimizer=sgd'], "'muon' or 'adamw'"),
         (['--out_dir=' + str(tmp_path / 'n'), '--d_model=33'], 'd_model=33'),
