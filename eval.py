@@ -3,7 +3,7 @@
     python eval.py                                              the newest model, on the data it was trained on
     python eval.py --model_path=out/kr3,out/kr3_ffn             one table
     python eval.py --data_dir=data/hate_speech                  out of domain: the same model, another text
-    python eval.py --text="국물이 끝내줘요"                         rate a sentence of your own (--text=-: every piped line)
+    python eval.py --text="국물이 끝내줘요"                         rate a sentence of your own (--text=-: every piped line), coloured by surprise
 
     validation.txt → the model's own vocabulary → each review alone → -log P of every token (model.surprise)
 
@@ -12,6 +12,7 @@ Perplexity compares models of one vocabulary; bits per character compare any two
 import math
 import sys
 from json import dumps, loads
+from os import environ
 from pathlib import Path
 
 import numpy as np
@@ -96,16 +97,37 @@ def evaluate(path, dev, kind, reviews=None):
     return {**scores, **({'floor_bits_per_char': floor, 'above_floor': scores['bits_per_char'] / floor - 1} if floor else {})}, reviews
 
 
+def coloured(vocab, ids, nats):
+    """The text of ids, each character on a background that tells how surprised the model was by it: green none, yellow 4 bits, red 8 and more."""
+    line, shown, waiting = '', '', 0.0
+    for n in range(len(ids)):
+        waiting += nats[n] / math.log(2)
+        text = vocab.decode(ids[:n + 1])
+        text = text if n + 1 == len(ids) else text.rstrip('\ufffd')  # a character spelled in bytes is whole after its last
+        if len(text) > len(shown):
+            share = min(1.0, waiting / (len(text) - len(shown)) / 8)
+            line += f'\033[30;48;2;{int(255 * min(1, 2 * share))};{int(255 * min(1, 2 - 2 * share))};90m{text[len(shown):]}'
+            shown, waiting = text, 0.0
+    return line + '\033[0m'
+
+
 def read_sentences(path, dev):
-    """Rate --text, or every piped line: probability of each rating, by Bayes' rule."""
+    """Rate --text, or every piped line: probability of each rating, by Bayes' rule; on a terminal, coloured by surprise."""
     model, _, vocab = open_model(path, dev)
+    colours = sys.stdout.isatty() or 'FORCE_COLOR' in environ
     for line in (sys.stdin if text == '-' else [text]):
         line = clean(line)
         if line:
-            shares = rate(model, vocab.encode([line]), vocab.starts[:3])[0].softmax(0).tolist()
+            ids = vocab.encode([line])[0]
+            shares = rate(model, [ids], vocab.starts[:3])[0].softmax(0).tolist()
             likeliest = max(range(3), key=shares.__getitem__)
-            print(dumps({'text': line, 'rating': likeliest, 'probability': shares[likeliest]}, ensure_ascii=False) if json else
-                  f'{RATINGS[likeliest]:9} {shares[likeliest]:4.0%}   {line}', flush=True)
+            if json:
+                print(dumps({'text': line, 'rating': likeliest, 'probability': shares[likeliest]}, ensure_ascii=False), flush=True)
+                continue
+            if colours:
+                nats = surprise(model, [[vocab.eos, vocab.starts[likeliest], *ids, vocab.eos]])[0][0].tolist()
+                line = coloured(vocab, ids, nats[1:])  # the first is the rating's
+            print(f'{RATINGS[likeliest]:9} {shares[likeliest]:4.0%}   {line}', flush=True)
 
 
 def main():

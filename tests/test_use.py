@@ -1,13 +1,14 @@
 """eval.py and sample.py as a user runs them, on small trained models."""
 import json
 import math
+import re
 
 import pytest
 import torch
 from conftest import run
 from prepare import load_vocabulary, read_split
 
-from model import load, rate
+from model import load, rate, surprise
 
 
 def scores(*args):
@@ -72,6 +73,19 @@ def test_a_person_s_own_sentences_are_rated(models):
     for line, said in zip((lines[0], lines[2]), out, strict=True):
         share, best = rate(model, vocab.encode([line]), vocab.starts[:3])[0].softmax(0).max(0)
         assert said == f'{("negative", "positive", "ambiguous")[best]:9} {share:4.0%}   {line}'
+
+
+def test_on_a_terminal_every_character_shows_the_surprise(models):
+    for name, text in (('decoder', '점심에 😀 친구랑  漢'), ('manual', '점심에 친구랑')):
+        line = run('eval.py', f'--model_path={models / name}', f'--text={text}', '--device=cpu', env={'FORCE_COLOR': '1'}).stdout
+        pieces = re.findall('\033\\[30;48;2;(\\d+);(\\d+);90m([^\033]*)', line)
+        assert ''.join(piece for *_, piece in pieces) == ' '.join(text.split())
+    model, vocab = load(models / 'manual')[0], load_vocabulary(models / 'manual')  # a character a token
+    ids = vocab.encode([text])[0]
+    best = rate(model, [ids], vocab.starts[:3])[0].argmax()
+    for (red, green, _), nats in zip(pieces, surprise(model, [[vocab.eos, vocab.starts[best], *ids, vocab.eos]])[0][0][1:].tolist(), strict=False):
+        share = min(1, nats / math.log(2) / 8)
+        assert (int(red), int(green)) == pytest.approx((255 * min(1, 2 * share), 255 * min(1, 2 - 2 * share)), abs=1.1)
 
 
 def test_flags_that_agree_are_fine_and_others_refused(demo, models):
