@@ -20,7 +20,7 @@ import torch
 
 from configurator import configure, refuse
 from model import agree, choose, find, load, rate, surprise
-from prepare import clean, load_vocabulary, read_split
+from prepare import NAMES, clean, load_vocabulary, read_split
 
 model_path = ''            # a model folder, or several with commas ('': the newest under out/)
 data_dir = ''              # whose validation.txt to read ('': that of the data the model was trained on)
@@ -37,8 +37,6 @@ chunk_size = 0             # likewise
 device = 'auto'            # cuda, mps, cpu, or auto: the first of them that is there
 dtype = 'auto'             # bfloat16, float16, float32, or auto: the fastest this device has in hardware
 configure(globals())
-
-RATINGS = ('negative', 'positive', 'ambiguous')
 
 
 def open_model(path, dev):
@@ -119,15 +117,15 @@ def read_sentences(path, dev):
         line = clean(line)
         if line:
             ids = vocab.encode([line])[0]
-            shares = rate(model, [ids], vocab.starts[:3])[0].softmax(0).tolist()
-            likeliest = max(range(3), key=shares.__getitem__)
+            shares = rate(model, [ids], vocab.starts[:-1])[0].softmax(0).tolist()
+            likeliest = max(range(len(shares)), key=shares.__getitem__)
             if json:
                 print(dumps({'text': line, 'rating': likeliest, 'probability': shares[likeliest]}, ensure_ascii=False), flush=True)
                 continue
             if colours:
                 nats = surprise(model, [[vocab.eos, vocab.starts[likeliest], *ids, vocab.eos]])[0][0].tolist()
                 line = coloured(vocab, ids, nats[1:])  # the first is the rating's
-            print(f'{RATINGS[likeliest]:9} {shares[likeliest]:4.0%}   {line}', flush=True)
+            print(f'{NAMES[likeliest][0]:9} {shares[likeliest]:4.0%}   {line}', flush=True)
 
 
 def main():

@@ -49,6 +49,7 @@ RAW = 'https://raw.githubusercontent.com'
 GITHUB = {'nsmc': [f'{RAW}/e9t/nsmc/master/ratings_{part}.txt' for part in ('train', 'test')],
           'hate_speech': [f'{RAW}/kocohub/korean-hate-speech/master/labeled/{part}.tsv' for part in ('train', 'dev')]}
 TEXT, STARS = ('Review', 'review', 'document', 'comments', 'text'), ('Rating', 'rating', 'label')  # columns, the first that is there
+NAMES = (('negative', '부정'), ('positive', '긍정'), ('ambiguous', '보통'))  # of the ratings 0, 1, 2; their start tokens stand in CONTROLS
 RATINGS = {'0': 0, '0.0': 0, 'False': 0, '1': 1, '1.0': 1, 'True': 1, '2': 2, '2.0': 2, '': -1, '-': -1, 'None': -1, 'nan': -1, 'NaN': -1}
 
 
@@ -343,7 +344,7 @@ def write_tokens(vocab, texts, folder):
     config = {'tokenizer_class': 'PreTrainedTokenizerFast', 'split_special_tokens': True,  # typed control tokens stay text there too
               'add_bos_token': False, 'add_eos_token': False, 'clean_up_tokenization_spaces': False, 'eos_token': eos, 'pad_token': eos, 'bos_token': start}
     meta = {'mode': mode, 'model_name': model_name, 'vocab_size': vocab.size, 'vocabulary': vocab.file, 'eos': vocab.eos,
-            'starts': dict(zip(('0', '1', '2', 'unknown'), vocab.starts)), 'sources': [], **about,
+            'starts': dict(zip((*map(str, range(len(NAMES))), 'unknown'), vocab.starts)), 'sources': [], **about,
             **({'vocabulary_licence': LICENCES[model_name]} if model_name in LICENCES else {}),
             'versions': {'numpy': np.__version__, 'sentencepiece': sentencepiece.__version__, 'tokenizers': tokenizers_version}}
     with ExitStack() as files:

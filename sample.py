@@ -14,7 +14,7 @@ import torch
 
 from configurator import configure, refuse
 from model import agree, choose, find, generate, load, rate
-from prepare import clean, load_vocabulary
+from prepare import NAMES, clean, load_vocabulary
 
 model_path = ''            # a model folder ('': the newest under out/)
 prompt = None              # how the review begins ('': from nothing; none: ask for it)
@@ -35,8 +35,8 @@ chunk_size = 0             # likewise
 device = 'auto'            # cuda, mps, cpu, or auto: the first of them that is there
 configure(globals())
 
-NAMES = ('negative', 'positive', 'ambiguous', 'of unknown rating')
-WORDS = {'negative': 0, '0': 0, '부정': 0, 'positive': 1, '1': 1, '긍정': 1, 'ambiguous': 2, '2': 2, '보통': 2}
+SHOWN = (*(name for name, _ in NAMES), 'of unknown rating')
+WORDS = {word: i for i, names in enumerate(NAMES) for word in (str(i), *names)}
 
 
 def write(model, vocab, beginning, wanted, generator, dev):
@@ -51,7 +51,7 @@ def write(model, vocab, beginning, wanted, generator, dev):
     idx = torch.tensor([[vocab.eos, vocab.starts[r], *ids] for r in picked], device=dev)
     written, shown = [list(ids) for _ in picked], ''
     if num_samples == 1:
-        print(f'[{NAMES[picked[0]]}] ' if wanted is None else '', end='', flush=True)
+        print(f'[{SHOWN[picked[0]]}] ' if wanted is None else '', end='', flush=True)
     for column in generate(model, idx, max_token, vocab.banned, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator):
         for row, i in zip(written, column.tolist()):
             if i != vocab.eos:
@@ -63,12 +63,12 @@ def write(model, vocab, beginning, wanted, generator, dev):
     texts = [vocab.decode(row) for row in written]
     if num_samples == 1:
         print(texts[0][len(shown):])
-    readings = rate(model, written, vocab.starts[:3]).softmax(1) if show_rating else [None] * len(texts)
+    readings = rate(model, written, vocab.starts[:-1]).softmax(1) if show_rating else [None] * len(texts)
     for r, text, reading in zip(picked, texts, readings):
         if num_samples > 1:
-            print((f'[{NAMES[r]}] ' if wanted is None else '') + text)
+            print((f'[{SHOWN[r]}] ' if wanted is None else '') + text)
         if reading is not None:
-            print('    reads as ' + ', '.join(f'{name} {share:.0%}' for name, share in zip(NAMES, reading.tolist())))
+            print('    reads as ' + ', '.join(f'{name} {share:.0%}' for name, share in zip(SHOWN, reading.tolist())))
 
 
 def main():
