@@ -8,7 +8,7 @@
     train.bin → shuffled reviews → rows (R, T+1) → batch (B, T+1) of step s → loss → gradients → optimizer → out_dir/
 
 The batch of step s is a function of (data, seed, s) and nothing else, so a resumed run is the run that never stopped, bit
-for bit, and four processes draw the curve of one. Read main() first, then what it calls.
+for bit, and four processes draw the curve of one. Read main() first, then what it calls; data/rows.py makes the rows, data/counts.py the first weights.
 """
 import csv
 import ctypes
@@ -22,7 +22,6 @@ import sys
 import tempfile
 import time
 import zlib
-from bisect import bisect_left, insort
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -39,6 +38,9 @@ except ImportError:  # Windows has none; two runs in one folder go unnoticed the
 
 from configurator import configure, declared, refuse, whole
 from data import hub
+from data.card import card
+from data.counts import start_from_counts
+from data.rows import inputs_and_targets, pack, read_bin, row_length
 from model import Config, build, choose, load, save
 
 data_dir = 'data/kr3'      # what prepare.py wrote
@@ -90,67 +92,6 @@ def add_up(tensor):
     return tensor
 
 
-# --- data: the batch of a step ---------------------------------------------------------------------------------------
-
-def pack(data, starts, order, T, eos):
-    """Whole reviews into rows (R, T+1): each goes to the fullest open row that has room (best fit; over 99% of a row is text).
-
-    data: ids of `</s> <rating> tokens… </s> …`; starts (N+1,): where each review's `</s>` stands, and the last one. A review is
-    never cut unless it is longer than a row, so it always has its beginning, as when sampling. The rest of a row is `</s>`;
-    its last column is what follows column T: `</s>`, or the next token of a review that goes on."""
-    rows, room_of = [], []  # slices of data in each row; (room left, row), sorted: the open ones
-    for i in order:
-        a, b = int(starts[i]), int(starts[i + 1])
-        long = b - a > T
-        while b - a > T:                                    # a long one fills rows of its own …
-            rows.append([(a, a + T + 1)])
-            a += T
-        at = len(room_of) if long else bisect_left(room_of, (b - a,))
-        if at < len(room_of):
-            room, row = room_of.pop(at)
-        else:                                               # … and its tail, or what fits nowhere, opens a new one
-            rows.append([])
-            room, row = T, len(rows) - 1
-            if len(room_of) >= 64:
-                room_of.pop(0)                              # the fullest is closed
-        rows[row].append((a, b))
-        insort(room_of, (room - (b - a), row))
-    packed = np.full((len(rows), T + 1), eos, dtype=np.uint16)
-    for row, pieces in zip(packed, rows):
-        at = 0
-        for a, b in pieces:
-            row[at:at + b - a] = data[a:b]
-            at += b - a
-    return packed
-
-
-def row_length(lengths, T):
-    """T, or the shortest half, quarter … of it that holds 999 of 1,000 reviews whole and five of them of mean length: attention costs
-    less over short rows, and what lies between short reviews is masked anyway (623 ms a step at 128, 680 at 256)."""
-    while T % 2 == 0 and max(5 * lengths.mean(), np.quantile(lengths, 0.999)) <= T // 2:
-        T //= 2
-    return T
-
-
-def inputs_and_targets(rows, eos, device):
-    """rows (B, T+1) → x (B, T), y (B, T); what follows the last review of a row is `</s>` after `</s>`, and no target."""
-    x, y = torch.from_numpy(rows[:, :-1].astype(np.int64)), torch.from_numpy(rows[:, 1:].astype(np.int64))
-    y[(x == eos) & (y == eos)] = -1
-    if device.type == 'cuda':  # pinned memory lets the copy run beside the computing
-        x, y = x.pin_memory(), y.pin_memory()
-    return x.to(device, non_blocking=True), y.to(device, non_blocking=True)
-
-
-def read_bin(path, meta, side):
-    """(ids, starts): the stream and where its reviews begin."""
-    if not path.exists() or path.stat().st_size != 2 * meta[f'{side}_tokens']:
-        refuse(f'{path} is missing or not the one meta.json tells of; run prepare.py again')
-    data = np.fromfile(path, dtype=np.uint16)
-    if data.max() >= meta['vocab_size']:
-        refuse(f'{path} holds the id {data.max()}, but the vocabulary ends at {meta["vocab_size"] - 1}; run prepare.py again')
-    return data, np.flatnonzero(data == meta['eos'])
-
-
 # --- device ----------------------------------------------------------------------------------------------------------
 
 def matmul_peak(device, dtype):
@@ -166,39 +107,6 @@ def matmul_peak(device, dtype):
         sync()
         best = min(best, time.perf_counter() - t)
     return 2 * n ** 3 / best
-
-
-# --- the first weights -----------------------------------------------------------------------------------------------
-
-def start_from_counts(model, data):
-    """Set embedding and head so that the untrained model, whose blocks begin as the identity, is a bigram model of rank C - 2.
-
-    log P(j | i) = log P(j) + PMI(i, j): how often j comes at all, and how much oftener than that after i. A truncated SVD of
-    the positive PMI gives each token a vector as predecessor and one as successor (Levy & Goldberg 2014), here with each pair
-    weighted by the root of what chance would give it, so that frequent tokens are fitted best. Counting takes seconds and sees
-    the whole text: after a million tokens (6 x 256, 16 rows a step) the loss was 3.96 bits/char with it and 4.19 without."""
-    V, C = model.config.vocab_size, model.config.d_model
-    data = data[:20_000_000]                                                   # enough for any pair that matters
-    pairs, n = np.unique(data[:-1].astype(np.int64) * V + data[1:], return_counts=True)
-    i, j, n = torch.from_numpy(pairs // V), torch.from_numpy(pairs % V), torch.from_numpy(n).double()
-    before, after = (torch.zeros(V, dtype=torch.double).index_add_(0, k, n) for k in (i, j))
-    pmi = ((n - 0.75) * n.sum() / (before[i] * after[j])).log().clamp(min=0)   # 0.75 off: what was seen once was luck in part
-    root_i, root_j = (((count + 20) / n.sum()).sqrt() for count in (before, after))
-    weighted = torch.sparse_coo_tensor(torch.stack((i, j)), (pmi * root_i[i] * root_j[j]).float(), (V, V), check_invariants=False)
-    U, S, W = torch.svd_lowrank(weighted.coalesce(), q=min(C - 2, V))
-    U, W = U * S.sqrt() / root_i[:, None].float(), W * S.sqrt() / root_j[:, None].float()
-    length = U.norm(dim=1, keepdim=True)
-    scale = 0.9 / (length[length >= length.max() / 100].quantile(0.9) + 1e-9)  # a tenth of the vectors is cut to length 0.9
-    u = scale * U * (0.9 / scale / length).clamp(max=1)
-    unigram = ((after + 1) / (after + 1).sum()).log().float()
-    table, head = torch.zeros(V, C), torch.zeros(V, C)
-    table[:, 0], head[:, 0] = 0.3, (unigram - unigram.mean()) / 0.3            # one direction carries log P(j) …
-    table[:, 1] = (1 - 0.3 ** 2 - u.square().sum(1)).clamp(min=0).sqrt()       # … one brings each vector to length 1, which RMSNorm keeps …
-    table[:, 2:2 + len(S)], head[:, 2:2 + len(S)] = u, 1.4 / scale * W         # … the rest PMI; 1.4 makes up for the ranks left out
-    turn = torch.linalg.qr(torch.randn(C, C))[0]                               # no coordinate shall be special
-    with torch.no_grad():
-        model.model.embed_tokens.weight.copy_(table @ turn * math.sqrt(C))
-        model.lm_head.weight.copy_(head @ turn / math.sqrt(C))
 
 
 # --- optimizer -------------------------------------------------------------------------------------------------------
@@ -535,7 +443,8 @@ def main():
                 report(out / 'log.csv', step, steps, mean, val, seconds, speed, raw.matmul_flops(row) * speed / peak, to_bits, floor)
                 if val is not None and val < best:
                     best = val
-                    save(raw, out, {**meta, 'step': step, 'tokens': step * batch_size * T, 'val_loss': val, 'bits_per_char': val * to_bits, 'data_dir': data_dir}, vocabulary)
+                    scores = {'step': step, 'tokens': step * batch_size * T, 'val_loss': val, 'bits_per_char': val * to_bits, 'data_dir': data_dir}
+                    save(raw, out, {**meta, **scores}, {**vocabulary, 'README.md': card(raw, {**meta, **scores}, out.resolve().name).encode()})
                 if due or last or stop:
                     buffer = io.BytesIO()  # written in one piece, so that a full disk is an OSError
                     torch.save({'model': raw.state_dict(), 'optimizers': [o.state_dict() for o in optimizers], 'scaler': scaler.state_dict(), 'step': step, 'best': best,
