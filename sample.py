@@ -4,9 +4,9 @@
     python sample.py                                       asks for one beginning after another, until `exit`
     cat beginnings.txt | python sample.py                  one review a line
 
-    prompt → ids → </s> <rating> prompt… → next id, and again, until </s> → text
+    prompt → ids → </s> <rating> prompt… (B, T) → logits (B, V) → one id a row (B,), and again, until </s> → text
 
-The model and its cache are in model.generate; here is only what a person sees.
+Start reading here: write() below is the whole story from a person's side. How logits become ids, and ids logits, is in model.py: generate, then Decoder.
 """
 import sys
 
