@@ -12,9 +12,11 @@ One letter each, everywhere: B batch, T time, C = d_model, H heads, K key-value 
 Both see one review at a time: `</s>` opens a review, and nothing before it is looked at. Read Attention, Block and
 Decoder first, then generate, then save and load.
 """
+import ctypes
 import json
 import math
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -286,6 +288,9 @@ def choose(device='auto', dtype='auto'):
         torch.cuda.set_device(chosen)
         fastest = 'bfloat16' if torch.cuda.get_device_capability(chosen) >= (8, 0) else 'float16'
     else:
+        if sys.platform == 'linux':  # else glibc returns large blocks after every step, and each next one faults them in anew
+            for what, value in ((-4, 0), (-1, 2 ** 31 - 1)):  # M_MMAP_MAX, M_TRIM_THRESHOLD
+                getattr(ctypes.CDLL(None), 'mallopt', lambda *_: 0)(what, value)  # not every libc has it
         flags = getattr(torch.cpu, 'get_capabilities', dict)() if chosen.type == 'cpu' else {}
         fastest = 'bfloat16' if flags.get('avx512_bf16') or flags.get('amx_bf16') else 'float32'
     return chosen, getattr(torch, fastest if dtype == 'auto' else dtype)
@@ -318,21 +323,35 @@ def pick(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):
 
 
 @torch.inference_mode()
-def generate(model, idx, max_token, banned=(), **picking):
-    """Continue idx (B, T), one review a row, each beginning with </s>. Yields (B,) ids at a time, until every row has closed its
-    review with </s> or max_token are written; a closed row goes on saying </s>. `banned` ids are never written; the rest goes to pick()."""
-    eos, read = model.config.eos, model.writer(len(idx))
+def generate(model, idx, max_token, banned=(), rivals=(), guidance=0.0, **picking):
+    """Continue idx (B, T), one review a row, each beginning with </s> and a start id. Yields (B,) ids at a time, until every row has closed
+    its review with </s> or max_token are written; a closed row goes on saying </s>. `banned` ids are never written; the rest goes to pick().
+
+    With guidance, the model reads what it writes as rate() would: every row is also read under each of the `rivals`, the other start ids, and
+    an id is drawn from P(id) P(start | text, id)^guidance, so that it insists on its start (Ho & Salimans 2022, arXiv:2207.12598, by Bayes' rule)."""
+    eos, B, R = model.config.eos, len(idx), 1 + len(rivals) * (guidance > 0)
+    texts = idx.repeat(R, 1, 1)                                            # (R, B, T)
+    for text, start in zip(texts[1:], rivals):
+        text[:, 1] = start
+    read = model.writer(R * B)
     banned = torch.tensor(list(banned), dtype=torch.long, device=idx.device)
-    closed = torch.zeros(len(idx), dtype=torch.bool, device=idx.device)
-    for ids in idx.unbind(1):
-        logits = read(ids)                                                # (B, V)
-    for n in range(max_token):
-        ids = pick(logits.index_fill(1, banned, -math.inf), **picking).masked_fill(closed, eos)
+    closed, belief, ids, logits = torch.zeros(B, dtype=torch.bool, device=idx.device), 0.0, None, None
+    for n in range(idx.shape[1] + max_token - 1):
+        ids = texts[:, :, n] if n < idx.shape[1] else ids.expand(R, B)
+        if R > 1 and n:
+            belief = belief + logits.log_softmax(-1).gather(-1, ids[:, :, None])[:, :, 0]  # log P(text | start) of every start so far (R, B)
+        logits = read(ids.flatten()).view(R, B, -1)
+        if n < idx.shape[1] - 1:
+            continue
+        own = logits[0]                                                    # (B, V)
+        if R > 1:
+            logp = logits.log_softmax(-1)
+            own = logp[0] + guidance * (logp[0] - (logp + belief.log_softmax(0)[:, :, None]).logsumexp(0))
+        ids = pick(own.index_fill(1, banned, -math.inf), **picking).masked_fill(closed, eos)
         yield ids
         closed |= ids == eos
-        if closed.all() or n == max_token - 1:
+        if closed.all():
             return
-        logits = read(ids)
 
 
 @torch.inference_mode()

@@ -19,6 +19,7 @@ from prepare import NAMES, clean, load_vocabulary
 model_path = ''            # a model folder ('': the newest under out/)
 prompt = None              # how the review begins ('': from nothing; none: ask for it)
 rating = ''                # positive, negative, ambiguous (1, 0, 2; 긍정, 부정, 보통); '': the model picks
+guidance = 1.0             # how strongly to insist on the rating asked for (0: no more than the data does)
 num_samples = 1            # how many, written side by side in one batch
 max_token = 200            # tokens at most; a review mostly ends before
 temperature = 0.8          # below 1 likelier, above 1 wilder; 0: always the likeliest
@@ -52,7 +53,8 @@ def write(model, vocab, beginning, wanted, generator, dev):
     written, shown = [list(ids) for _ in picked], ''
     if num_samples == 1:
         print(f'[{SHOWN[picked[0]]}] ' if wanted is None else '', end='', flush=True)
-    for column in generate(model, idx, max_token, vocab.banned, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator):
+    rivals = [start for start in vocab.starts[:-1] if wanted is not None and start != vocab.starts[wanted]]
+    for column in generate(model, idx, max_token, vocab.banned, rivals, guidance, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator):
         for row, i in zip(written, column.tolist()):
             if i != vocab.eos:
                 row.append(i)
@@ -74,8 +76,8 @@ def write(model, vocab, beginning, wanted, generator, dev):
 def main():
     if rating and rating.lower() not in WORDS:
         refuse(f"rating='{rating}': it is positive, negative or ambiguous (1, 0, 2; 긍정, 부정, 보통)")
-    if num_samples < 1 or max_token < 1 or temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
-        refuse('num_samples and max_token take 1 or more, temperature and top_k 0 or more, top_p more than 0 and at most 1')
+    if num_samples < 1 or max_token < 1 or temperature < 0 or top_k < 0 or guidance < 0 or not 0 < top_p <= 1:
+        refuse('num_samples and max_token take 1 or more, temperature, top_k and guidance 0 or more, top_p more than 0 and at most 1')
     try:
         dev, _ = choose(device)
         path = find(model_path)

@@ -11,7 +11,6 @@ The batch of step s is a function of (data, seed, s) and nothing else, so a resu
 for bit, and four processes draw the curve of one. Read main() first, then what it calls; data/rows.py makes the rows, data/counts.py the first weights.
 """
 import csv
-import ctypes
 import io
 import json
 import math
@@ -286,9 +285,6 @@ def main():
             refuse(f'another run is writing to {out}; name another --out_dir')
     if world > 1:
         dist.init_process_group('nccl' if dev.type == 'cuda' else 'gloo')
-    if sys.platform == 'linux' and dev.type == 'cpu':  # else glibc returns large blocks after every step, and each next one faults them in anew
-        for what, value in ((-4, 0), (-1, 2 ** 31 - 1)):  # M_MMAP_MAX, M_TRIM_THRESHOLD
-            getattr(ctypes.CDLL(None), 'mallopt', lambda *_: 0)(what, value)  # not every libc has it
     os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
     torch.use_deterministic_algorithms(True, warn_only=True)  # sums in a fixed order, or two runs part ways in the last bit
     torch.utils.deterministic.fill_uninitialized_memory = False  # its other half, which costs time and finds only bugs

@@ -105,6 +105,23 @@ def test_generation_ends_where_the_review_does():
     assert not (torch.stack(list(generate(model, prompt, 50, banned=[EOS, 7], generator=torch.Generator().manual_seed(0)))) == 7).any()
 
 
+def test_guidance_is_bayes_rule_by_hand():
+    """At every token: log P(id) + guidance * log P(start | text, id), over the starts' probabilities after </s>."""
+    model, starts = tiny().double(), [3, 4, 5]
+    prompt = torch.tensor([[EOS, 4, 9, 11], [EOS, 3, 9, 11]])
+    for guidance in (0.0, 1.5):
+        written = torch.stack(list(generate(model, prompt, 12, [EOS], [5], guidance, temperature=0)), dim=1)
+        for row, own in zip(torch.cat((prompt, written), dim=1), (4, 3)):
+            for n in range(4, 16):
+                with torch.no_grad():
+                    logp = torch.stack([model(torch.cat((row[:1], torch.tensor([s]), row[2:n]))[None])[0].log_softmax(-1) for s in (own, 5)])  # (2, n, V)
+                text = torch.stack([logp[0, 0, own] + logp[0, range(1, n - 1), row[2:n]].sum(), logp[1, 0, 5] + logp[1, range(1, n - 1), row[2:n]].sum()])
+                posterior = (text[:, None] + logp[:, -1]).log_softmax(0)[0]  # log P(own start | text, id) for every id
+                score = logp[0, -1] + guidance * posterior
+                score[EOS] = -math.inf
+                assert row[n] == score.argmax()
+
+
 @both
 def test_surprise_is_the_loss_review_by_review(arch):
     model = tiny(arch)

@@ -119,6 +119,13 @@ def test_the_rating_picked_is_said_and_the_asked_one_is_written(models):
     assert said.split(':')[-1] == '    reads as ' + ', '.join(f'{n} {p:.0%}' for n, p in zip(('negative', 'positive', 'ambiguous'), shares))
 
 
+def test_guidance_insists_on_the_rating_asked_for(models):
+    def share(guidance):
+        out = run('sample.py', f'--model_path={models / "decoder"}', '--prompt=', '--rating=부정', '--num_samples=40', f'--guidance={guidance}', '--show_rating=true').stdout
+        return sum(int(p) for p in re.findall(r'reads as negative (\d+)%', out)) / 40
+    assert share(20) > share(0) + 8  # little as so small a model knows of ratings
+
+
 def test_piped_prompts_and_an_interactive_terminal(models):
     path = f'--model_path={models / "decoder"}'
     out = run('sample.py', path, '--rating=positive', '--max_token=20', stdin='어제\n\n점심에\n').stdout.splitlines()
