@@ -49,9 +49,9 @@ long = pytest.mark.long
     pytest.param(*case, 50, marks=long) for case in (('decoder', 0), ('ffn', 0), ('decoder', 2))])
 def test_killed_and_resumed_is_never_having_stopped(arch, nproc, kills, demo, tmp_path):
     """Killed at random instants of a run that saves at every second step, so that many fall into a save."""
-    epochs = 1 + kills // 5
+    epochs = 1 + kills // 25
     flags = [f'--data_dir={demo}', *SMALL, f'--arch={arch}', '--n_tokens=0.06', f'--epochs={epochs}', '--dropout=0.1', '--micro_batch=2', '--eval_interval=2', '--log_interval=10', '--eval_tokens=0.002']
-    run('train.py', *flags, f'--out_dir={tmp_path / "whole"}', nproc=nproc)
+    run('train.py', *flags, f'--out_dir={tmp_path / "whole"}', nproc=nproc, timeout=900)
     broken, chance, at = tmp_path / 'broken', random.Random(0), set()
     for kill in range(kills):
         begun = (broken / 'state.pt').exists()
@@ -62,8 +62,8 @@ def test_killed_and_resumed_is_never_having_stopped(arch, nproc, kills, demo, tm
         kill_all(broken)
         running.wait()
         at.add(torch.load(broken / ('state.pt' if (broken / 'state.pt').exists() else 'state.before.pt'), weights_only=True)['step'])
-    assert 0 < min(at) and len(at) > kills // 2 and max(at) < 117 * epochs
-    run('train.py', '--init_from=resume', f'--out_dir={broken}', nproc=nproc)
+    assert 0 < min(at) and len(at) > 0.8 * kills and max(at) < 117 * epochs
+    run('train.py', '--init_from=resume', f'--out_dir={broken}', nproc=nproc, timeout=900)
     assert same(last_weights(tmp_path / 'whole'), last_weights(broken))
     assert (tmp_path / 'whole/model.safetensors').read_bytes() == (broken / 'model.safetensors').read_bytes()
     strip = lambda folder: [{k: v for k, v in r.items() if k != 'seconds'} for r in log(folder)]
