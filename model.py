@@ -192,8 +192,8 @@ class Decoder(Model):
             x = block(x, rope, mask)
         return x
 
-    def writer(self, rows):
-        return Writer(self, rows)
+    def writer(self, rows, length=math.inf):
+        return Writer(self, rows, length)
 
 
 class Writer:
@@ -203,23 +203,24 @@ class Writer:
     Decoder's sums in fewer, larger operations (q, k and v at once; gate and up at once): with one token at a time, starting
     an operation takes longer than computing it."""
 
-    def __init__(self, model, rows):
+    def __init__(self, model, rows, length):
         self.model, self.c, self.t = model, model.config, 0
+        self.size = min(self.c.chunk_size, length)  # a ring: what lies chunk_size back is overwritten; a text of `length` tokens may need less
         self.layers = []
         for block in model.model.layers:
             a, mlp = block.self_attn, block.mlp
             across = lambda *linear: torch.cat([f.weight for f in linear]).t().contiguous()  # (in, out): read in the order it lies in memory
             gains = torch.cat((a.q_norm.weight.expand(self.c.nhead, -1), a.k_norm.weight.expand(self.c.nkv, -1)))
-            kv = across(a.o_proj).new_zeros(2, rows, self.c.nkv, self.c.chunk_size, self.c.head_dim)
+            kv = across(a.o_proj).new_zeros(2, rows, self.c.nkv, self.size, self.c.head_dim)
             self.layers.append((block, across(a.q_proj, a.k_proj, a.v_proj), gains, across(a.o_proj), across(mlp.gate_proj, mlp.up_proj), across(mlp.down_proj), *kv))
         self.head = across(model.lm_head)
 
     def __call__(self, ids):
         B, H, K, D = len(ids), self.c.nhead, self.c.nkv, self.c.head_dim
-        at, seen = self.t % self.c.chunk_size, min(self.t + 1, self.c.chunk_size)  # a ring: what lies chunk_size back is overwritten
+        at, seen = self.t % self.size, min(self.t + 1, self.size)
         x = self.model.model.embed_tokens(ids)                                     # (B, C)
         if at == 0:
-            self.rope = [t.to(x.dtype) for t in self.model.rope(torch.arange(self.t, self.t + self.c.chunk_size, device=ids.device))]
+            self.rope = [t.to(x.dtype) for t in self.model.rope(torch.arange(self.t, self.t + self.size, device=ids.device))]
         cos, sin = (t[at] for t in self.rope)
         for block, w_qkv, gains, w_o, w_gate_up, w_down, keys, values in self.layers:
             qkv = (block.input_layernorm(x) @ w_qkv).view(B, H + 2 * K, D)
@@ -264,7 +265,7 @@ class FFN(Model):
             x = block(x)
         return x
 
-    def writer(self, rows):
+    def writer(self, rows, length=math.inf):
         """As Decoder's; all this model needs to keep is the last `window` ids."""
         kept = []
 
@@ -333,7 +334,7 @@ def generate(model, idx, max_token, banned=(), rivals=(), guidance=0.0, **pickin
     texts = idx.repeat(R, 1, 1)                                            # (R, B, T)
     for text, start in zip(texts[1:], rivals):
         text[:, 1] = start
-    read = model.writer(R * B)
+    read = model.writer(R * B, idx.shape[1] + max_token)
     banned = torch.tensor(list(banned), dtype=torch.long, device=idx.device)
     closed, belief, ids, logits = torch.zeros(B, dtype=torch.bool, device=idx.device), 0.0, None, None
     for n in range(idx.shape[1] + max_token - 1):
