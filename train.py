@@ -3,7 +3,7 @@
     python train.py config/demo.py                                     one process, CPU or GPU
     torchrun --standalone --nproc_per_node=4 train.py config/kr3.py    four GPUs, the same losses
     python train.py --out_dir=out/demo --init_from=resume              go on where a run stopped
-    python train.py --init_from=out/kr3 --data_dir=data/mine --out_dir=out/mine --lr=1e-3         fine-tune a model folder
+    python train.py --init_from=out/kr3 --data_dir=data/mine --out_dir=out/mine    fine-tune a model folder
 
     train.bin → shuffled reviews → rows (R, T+1) → batch (B, T+1) of step s → loss → gradients → optimizer → out_dir/
 
