@@ -277,7 +277,7 @@ class FFN(Model):
 
 def choose(device='auto', dtype='auto'):
     """(torch.device, torch.dtype): what was named, or the fastest there is. bfloat16 is taken where the hardware multiplies in it.
-    Raises ValueError in one sentence where the device is not there."""
+    On a CPU under Linux the process is also told to keep the memory it has had. Raises ValueError in one sentence where the device is not there."""
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     name = device if device != 'auto' else 'cuda' if cuda else 'mps' if mps else 'cpu'
     if not {'cuda': cuda, 'mps': mps, 'cpu': True}.get(name.partition(':')[0]):
@@ -340,14 +340,14 @@ def generate(model, idx, max_token, banned=(), rivals=(), guidance=0.0, **pickin
     for n in range(idx.shape[1] + max_token - 1):
         ids = texts[:, :, n] if n < idx.shape[1] else ids.expand(R, B)
         if R > 1 and n:
-            belief = belief + logits.log_softmax(-1).gather(-1, ids[:, :, None])[:, :, 0]  # log P(text | start) of every start so far (R, B)
+            belief = belief + logits.gather(-1, ids[:, :, None])[:, :, 0]  # log P(text | start) of every start so far (R, B)
         logits = read(ids.flatten()).view(R, B, -1)
+        logits = logits.log_softmax(-1) if R > 1 else logits
         if n < idx.shape[1] - 1:
             continue
         own = logits[0]                                                    # (B, V)
         if R > 1:
-            logp = logits.log_softmax(-1)
-            own = logp[0] + guidance * (logp[0] - (logp + belief.log_softmax(0)[:, :, None]).logsumexp(0))
+            own = own + guidance * (own - (logits + belief.log_softmax(0)[:, :, None]).logsumexp(0))
         ids = pick(own.index_fill(1, banned, -math.inf), **picking).masked_fill(closed, eos)
         yield ids
         closed |= ids == eos

@@ -236,7 +236,7 @@ def model_to_tune(folder, data, meta):
             model.lm_head.weight = model.model.embed_tokens.weight
     c.eos, c.bos, c.chunk_size = meta['eos'], meta['starts']['unknown'], chunk_size if 'chunk_size' in given else min(chunk_size, c.chunk_size)
     unknown = [{'name': init_from, 'licence': 'its own', 'train_reviews': 0}]
-    kept = {key: before[key] for key in ('vocabulary_licence',) if key in before}
+    kept = {key: before[key] for key in {'vocabulary_licence'} & before.keys()}
     return model.train(), {'base_model': init_from, 'sources': [*before.get('sources', unknown), *meta['sources']], **kept}
 
 

@@ -2,6 +2,7 @@
 
 `python -m pytest -m long` runs the long forms: fifty kills a run, and two thousand steps under the eye of the memory meter.
 """
+import io
 import os
 import random
 import re
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import pytest
@@ -152,8 +154,6 @@ def test_other_data_under_a_run_is_noticed(demo, models, tmp_path):
 
 
 def rewrite(path, state):
-    import io
-    import zlib
     buffer = io.BytesIO()
     torch.save(state, buffer)
     path.write_bytes(buffer.getvalue() + zlib.crc32(buffer.getvalue()).to_bytes(4))

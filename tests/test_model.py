@@ -107,7 +107,7 @@ def test_generation_ends_where_the_review_does():
 
 def test_guidance_is_bayes_rule_by_hand():
     """At every token: log P(id) + guidance * log P(start | text, id), over the starts' probabilities after </s>."""
-    model, starts = tiny().double(), [3, 4, 5]
+    model = tiny().double()
     prompt = torch.tensor([[EOS, 4, 9, 11], [EOS, 3, 9, 11]])
     for guidance in (0.0, 1.5):
         written = torch.stack(list(generate(model, prompt, 12, [EOS], [5], guidance, temperature=0)), dim=1)
