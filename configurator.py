@@ -18,10 +18,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def refuse(sentence):
-    """A person's mistake: one sentence on stderr, exit status 2. Under torchrun only the first process speaks."""
+def say(*words, file=None):
+    """Print; under torchrun only the first process speaks."""
     if os.environ.get('RANK', '0') == '0':
-        print(f'{Path(sys.argv[0]).name}: {sentence}', file=sys.stderr, flush=True)
+        print(*words, file=file, flush=True)
+
+
+def refuse(sentence):
+    """A person's mistake: one sentence on stderr, exit status 2."""
+    say(f'{Path(sys.argv[0]).name}: {sentence}', file=sys.stderr)
     raise SystemExit(2)
 
 

@@ -5,7 +5,7 @@
     python eval.py --data_dir=data/hate_speech                  out of domain: the same model, another text
     python eval.py --text="국물이 끝내줘요"                         rate a sentence of your own (--text=-: every piped line), coloured by surprise
 
-    validation.txt → the model's own vocabulary → each review alone → -log P of every token (model.surprise)
+    validation.txt → the model's own vocabulary → each review alone → -log P of every token (surprise)
 
 Perplexity compares models of one vocabulary; bits per character compare any two, for a character is a character to both.
 """
@@ -17,9 +17,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from configurator import configure, refuse
-from model import agree, choose, find, load, rate, surprise
+from data.device import choose
+from data.pictures import coloured, draw_ladder
+from model import load
 from prepare import NAMES, clean, load_vocabulary, read_split
 
 model_path = ''            # a model folder, or several with commas ('': the newest under out/)
@@ -39,11 +42,63 @@ dtype = 'auto'             # bfloat16, float16, float32, or auto: the fastest th
 configure(globals())
 
 
-def open_model(path, dev):
-    """(model, meta, vocabulary) of a model folder, checked against the flags. Raises ValueError."""
+def find(model_path=''):
+    """The folder a person means: the one named, or the newest model under out/. Raises ValueError in one sentence."""
+    if model_path:
+        return Path(model_path)
+    found = sorted(Path('out').rglob('model.safetensors'), key=lambda f: f.stat().st_mtime)
+    if not found:
+        raise ValueError('there is no trained model under out/ yet; run train.py first, or name a folder with --model_path=')
+    return found[-1].parent
+
+
+def agree(model, meta, **flags):
+    """Shape and mode are read from the model folder; a flag that says the same is welcome, one that contradicts raises ValueError."""
+    held = {**meta, **vars(model.config)}
+    for name, value in flags.items():
+        if value and value != held.get(name, value):
+            raise ValueError(f'--{name}={value}, but the model has {name}={held[name]}; leave the flag out')
+
+
+def open_model(path, dev, settings):
+    """(model, meta, vocabulary) of a model folder, checked against the settings of a script. Raises ValueError."""
     model, meta = load(path, dev)
-    agree(model, meta, mode=mode, arch=arch, d_model=d_model, d_ffn=d_ffn, n_layers=n_layers, chunk_size=chunk_size)
+    agree(model, meta, **{name: settings[name] for name in ('arch', 'mode', 'd_model', 'd_ffn', 'n_layers', 'chunk_size')})
     return model, meta, load_vocabulary(path)
+
+
+@torch.inference_mode()
+def surprise(model, reviews, batch_tokens=8192):
+    """How surprised the model is by every token of every review, given the tokens before it.
+
+    reviews: arrays of ids, `</s> <rating> tokens … </s>`. Returns a list of (nats, hit) pairs of arrays one shorter than the
+    review: -log P of each token after the first, and whether it was the model's first guess. One longer than a row is read
+    in pieces of chunk_size, as in training. Batched by length: padding would be work for nothing."""
+    T, device = model.config.chunk_size, model.lm_head.weight.device
+    pieces = [(n, i, r[i:i + T + 1]) for n, r in enumerate(reviews) for i in range(0, max(1, len(r) - 1), T)]
+    pieces.sort(key=lambda piece: len(piece[2]))
+    out = [(torch.empty(len(r) - 1), torch.empty(len(r) - 1, dtype=torch.bool)) for r in reviews]
+    while pieces:
+        longest = len(pieces[-1][2]) - 1
+        rows = [pieces.pop() for _ in range(min(len(pieces), max(1, batch_tokens // max(1, longest))))]
+        batch = torch.full((len(rows), longest + 1), model.config.eos)
+        for row, (_, _, ids) in zip(batch, rows):
+            row[:len(ids)] = torch.as_tensor(ids, dtype=torch.long)
+        batch = batch.to(device)
+        logits = model(batch[:, :-1]).float()
+        nats = F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction='none').view(len(rows), -1).cpu()
+        hit = (logits.argmax(-1) == batch[:, 1:]).cpu()
+        for (n, i, ids), a, b in zip(rows, nats, hit):
+            out[n][0][i:i + len(ids) - 1], out[n][1][i:i + len(ids) - 1] = a[:len(ids) - 1], b[:len(ids) - 1]
+    return out
+
+
+def rate(model, texts, starts, batch_tokens=8192):
+    """log P(start) + log P(text | start), in nats, for every text (ids without control tokens) and every start id: (N, len(starts)).
+    The same sum that training lowered, so the model is a classifier with nothing added (a generative classifier, Bayes' rule)."""
+    eos = model.config.eos
+    scored = surprise(model, [[eos, start, *text, eos] for text in texts for start in starts], batch_tokens)
+    return -torch.stack([nats.sum() for nats, _ in scored]).view(len(texts), len(starts))
 
 
 def read_reviews(folder, vocab):
@@ -77,7 +132,7 @@ def sentiment(model, vocab, rated, own, batch_tokens):
 
 def evaluate(path, dev, kind, reviews=None):
     """(scores of the model at path, the reviews they are of). Raises ValueError."""
-    model, meta, vocab = open_model(path, dev)
+    model, meta, vocab = open_model(path, dev, globals())
     folder = data_dir or meta.get('data_dir', '')
     reviews = reviews or read_reviews(folder, vocab)
     eos, batch_tokens = vocab.eos, batch_size * model.config.chunk_size
@@ -95,37 +150,22 @@ def evaluate(path, dev, kind, reviews=None):
     return {**scores, **({'floor_bits_per_char': floor, 'above_floor': scores['bits_per_char'] / floor - 1} if floor else {})}, reviews
 
 
-def coloured(vocab, ids, nats):
-    """The text of ids, each character on a background that tells how surprised the model was by it: green none, yellow 4 bits, red 8 and more."""
-    line, shown, waiting = '', '', 0.0
-    for n in range(len(ids)):
-        waiting += nats[n] / math.log(2)
-        text = vocab.decode(ids[:n + 1])
-        text = text if n + 1 == len(ids) else text.rstrip('\ufffd')  # a character spelled in bytes is whole after its last
-        if len(text) > len(shown):
-            share = min(1.0, waiting / (len(text) - len(shown)) / 8)
-            line += f'\033[30;48;2;{int(255 * min(1, 2 * share))};{int(255 * min(1, 2 - 2 * share))};90m{text[len(shown):]}'
-            shown, waiting = text, 0.0
-    return line + '\033[0m'
-
-
 def read_sentences(path, dev):
     """Rate --text, or every piped line: probability of each rating, by Bayes' rule; on a terminal, coloured by surprise."""
-    model, _, vocab = open_model(path, dev)
+    model, _, vocab = open_model(path, dev, globals())
     colours = sys.stdout.isatty() or 'FORCE_COLOR' in environ
     for line in (sys.stdin if text == '-' else [text]):
         line = clean(line)
         if line:
             ids = vocab.encode([line])[0]
-            shares = rate(model, [ids], vocab.starts[:-1])[0].softmax(0).tolist()
+            scored = [nats for nats, _ in surprise(model, [[vocab.eos, start, *ids, vocab.eos] for start in vocab.starts[:-1]])]
+            shares = torch.stack([-nats.sum() for nats in scored]).softmax(0).tolist()
             likeliest = max(range(len(shares)), key=shares.__getitem__)
             if json:
                 print(dumps({'text': line, 'rating': likeliest, 'probability': shares[likeliest]}, ensure_ascii=False), flush=True)
                 continue
-            if colours:
-                nats = surprise(model, [[vocab.eos, vocab.starts[likeliest], *ids, vocab.eos]])[0][0].tolist()
-                line = coloured(vocab, ids, nats[1:])  # the first is the rating's
-            print(f'{NAMES[likeliest][0]:9} {shares[likeliest]:4.0%}   {line}', flush=True)
+            shown = coloured(vocab, ids, scored[likeliest][1:].tolist()) if colours else line  # the first is the rating's
+            print(f'{NAMES[likeliest][0]:9} {shares[likeliest]:4.0%}   {shown}', flush=True)
 
 
 def main():
@@ -144,6 +184,7 @@ def main():
                 print(dumps(row, ensure_ascii=False), flush=True)
     except (OSError, ValueError) as e:
         refuse(e)
+    draw_ladder(rows, Path('out/ladder.png'))
     if not json:
         width = max(len(row['model_path']) for row in rows)
         print(f'{rows[0]["data_dir"]}: {rows[0]["reviews"]:,} reviews\n\n{"model":{width}}  arch     parameters    loss  perplexity  bits/char  accuracy')

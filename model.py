@@ -10,13 +10,11 @@ One letter each, everywhere: B batch, T time, C = d_model, H heads, K key-value 
   projected, then residual MLP blocks. It is there to show what attention buys.
 
 Both see one review at a time: `</s>` opens a review, and nothing before it is looked at. Read Attention, Block and
-Decoder first, then generate, then save and load.
+Decoder first, then generate, then save and load. How good a model is, eval.py tells.
 """
-import ctypes
 import json
 import math
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -162,12 +160,6 @@ class Model(nn.Module):
             return logits
         return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-1, reduction='sum')
 
-    def matmul_flops(self, T):
-        """Floating-point operations of one token's forward and backward pass: 6 a matrix weight, and attention's 12 C T a layer."""
-        weights = sum(p.numel() for p in self.parameters() if p.ndim == 2) - (0 if self.config.tied else self.model.embed_tokens.weight.numel())
-        c = self.config
-        return 6 * weights + (12 * c.n_layers * c.nhead * c.head_dim * T if c.arch == 'decoder' else 0)
-
 
 class Decoder(Model):
     def __init__(self, c):
@@ -275,28 +267,6 @@ class FFN(Model):
         return read
 
 
-def choose(device='auto', dtype='auto'):
-    """(torch.device, torch.dtype): what was named, or the fastest there is. bfloat16 is taken where the hardware multiplies in it.
-    On a CPU under Linux the process is also told to keep the memory it has had. Raises ValueError in one sentence where the device is not there."""
-    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-    name = device if device != 'auto' else 'cuda' if cuda else 'mps' if mps else 'cpu'
-    if not {'cuda': cuda, 'mps': mps, 'cpu': True}.get(name.partition(':')[0]):
-        raise ValueError(f'device={device}: there is none here; --device=auto takes what there is')
-    if dtype not in ('auto', 'bfloat16', 'float16', 'float32'):
-        raise ValueError(f"dtype='{dtype}': it is auto, bfloat16, float16 or float32")
-    chosen = torch.device(name, int(os.environ.get('LOCAL_RANK', 0))) if name == 'cuda' else torch.device(name)
-    if chosen.type == 'cuda':
-        torch.cuda.set_device(chosen)
-        fastest = 'bfloat16' if torch.cuda.get_device_capability(chosen) >= (8, 0) else 'float16'
-    else:
-        if sys.platform == 'linux':  # else glibc returns large blocks after every step, and each next one faults them in anew
-            for what, value in ((-4, 0), (-1, 2 ** 31 - 1)):  # M_MMAP_MAX, M_TRIM_THRESHOLD
-                getattr(ctypes.CDLL(None), 'mallopt', lambda *_: 0)(what, value)  # not every libc has it
-        flags = getattr(torch.cpu, 'get_capabilities', dict)() if chosen.type == 'cpu' else {}
-        fastest = 'bfloat16' if flags.get('avx512_bf16') or flags.get('amx_bf16') else 'float32'
-    return chosen, getattr(torch, fastest if dtype == 'auto' else dtype)
-
-
 def build(config):
     return {'decoder': Decoder, 'ffn': FFN}[config.arch](config)
 
@@ -315,10 +285,8 @@ def pick(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):
     cdf = probs.cumsum(-1)
     draw = lambda: torch.searchsorted(cdf, torch.rand(len(cdf), 1, device=cdf.device, generator=generator) * cdf[:, -1:], right=True).clamp(max=cdf.shape[-1] - 1)
     ids = draw()
-    while top_p < 1:  # drawn from all, kept if what is likelier is not enough already: the same as sorting them all, in a fraction of its time
-        outside = (probs * (probs > probs.gather(1, ids))).sum(-1, keepdim=True) >= top_p
-        if not outside.any():
-            break
+    # drawn from all, kept if what is likelier is not enough already: the same as sorting them all, in a fraction of its time
+    while top_p < 1 and (outside := (probs * (probs > probs.gather(1, ids))).sum(-1, keepdim=True) >= top_p).any():
         ids = torch.where(outside, draw(), ids)
     return ids[:, 0]
 
@@ -355,40 +323,6 @@ def generate(model, idx, max_token, banned=(), rivals=(), guidance=0.0, **pickin
             return
 
 
-@torch.inference_mode()
-def surprise(model, reviews, batch_tokens=8192):
-    """How surprised the model is by every token of every review, given the tokens before it.
-
-    reviews: arrays of ids, `</s> <rating> tokens … </s>`. Returns a list of (nats, hit) pairs of arrays one shorter than the
-    review: -log P of each token after the first, and whether it was the model's first guess. One longer than a row is read
-    in pieces of chunk_size, as in training. Batched by length: padding would be work for nothing."""
-    T, device = model.config.chunk_size, model.lm_head.weight.device
-    pieces = [(n, i, r[i:i + T + 1]) for n, r in enumerate(reviews) for i in range(0, max(1, len(r) - 1), T)]
-    pieces.sort(key=lambda piece: len(piece[2]))
-    out = [(torch.empty(len(r) - 1), torch.empty(len(r) - 1, dtype=torch.bool)) for r in reviews]
-    while pieces:
-        longest = len(pieces[-1][2]) - 1
-        rows = [pieces.pop() for _ in range(min(len(pieces), max(1, batch_tokens // max(1, longest))))]
-        batch = torch.full((len(rows), longest + 1), model.config.eos)
-        for row, (_, _, ids) in zip(batch, rows):
-            row[:len(ids)] = torch.as_tensor(ids, dtype=torch.long)
-        batch = batch.to(device)
-        logits = model(batch[:, :-1]).float()
-        nats = F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction='none').view(len(rows), -1).cpu()
-        hit = (logits.argmax(-1) == batch[:, 1:]).cpu()
-        for (n, i, ids), a, b in zip(rows, nats, hit):
-            out[n][0][i:i + len(ids) - 1], out[n][1][i:i + len(ids) - 1] = a[:len(ids) - 1], b[:len(ids) - 1]
-    return out
-
-
-def rate(model, texts, starts, batch_tokens=8192):
-    """log P(start) + log P(text | start), in nats, for every text (ids without control tokens) and every start id: (N, len(starts)).
-    The same sum that training lowered, so the model is a classifier with nothing added (a generative classifier, Bayes' rule)."""
-    eos = model.config.eos
-    scored = surprise(model, [[eos, start, *text, eos] for text in texts for start in starts], batch_tokens)
-    return -torch.stack([nats.sum() for nats, _ in scored]).view(len(texts), len(starts))
-
-
 # --- keeping ---------------------------------------------------------------------------------------------------------
 
 NAMES = dict(vocab_size='vocab_size', d_model='hidden_size', d_ffn='intermediate_size', n_layers='num_hidden_layers',
@@ -420,16 +354,6 @@ def save(model, folder, meta=None, more=None):
             os.replace(part, folder / name)
         finally:
             part.unlink(missing_ok=True)  # where the disk was full
-
-
-def find(model_path=''):
-    """The folder a person means: the one named, or the newest model under out/. Raises ValueError in one sentence."""
-    if model_path:
-        return Path(model_path)
-    found = sorted(Path('out').rglob('model.safetensors'), key=lambda f: f.stat().st_mtime)
-    if not found:
-        raise ValueError('there is no trained model under out/ yet; run train.py first, or name a folder with --model_path=')
-    return found[-1].parent
 
 
 def load(folder, device='cpu', dropout=0.0):
@@ -471,11 +395,3 @@ def load(folder, device='cpu', dropout=0.0):
     if c.tied:
         model.lm_head.weight = model.model.embed_tokens.weight
     return model.to(device).eval(), meta
-
-
-def agree(model, meta, **flags):
-    """Shape and mode are read from the model folder; a flag that says the same is welcome, one that contradicts raises ValueError."""
-    held = {**meta, **vars(model.config)}
-    for name, value in flags.items():
-        if value and value != held.get(name, value):
-            raise ValueError(f'--{name}={value}, but the model has {name}={held[name]}; leave the flag out')

@@ -13,8 +13,10 @@ import sys
 import torch
 
 from configurator import configure, refuse
-from model import agree, choose, find, generate, load, rate
-from prepare import NAMES, clean, load_vocabulary
+from data.device import choose
+from eval import find, open_model, rate
+from model import generate
+from prepare import NAMES, clean
 
 model_path = ''            # a model folder ('': the newest under out/)
 prompt = None              # how the review begins ('': from nothing; none: ask for it)
@@ -75,15 +77,13 @@ def write(model, vocab, beginning, wanted, generator, dev):
 
 def main():
     if rating and rating.lower() not in WORDS:
-        refuse(f"rating='{rating}': it is positive, negative or ambiguous (1, 0, 2; 긍정, 부정, 보통)")
+        refuse(f"rating='{rating}': it is one of {', '.join(f'{en} ({i}, {ko})' for i, (en, ko) in enumerate(NAMES))}")
     if num_samples < 1 or max_token < 1 or temperature < 0 or top_k < 0 or guidance < 0 or not 0 < top_p <= 1:
         refuse('num_samples and max_token take 1 or more, temperature, top_k and guidance 0 or more, top_p more than 0 and at most 1')
     try:
         dev, _ = choose(device)
         path = find(model_path)
-        model, meta = load(path, dev)
-        agree(model, meta, mode=mode, arch=arch, d_model=d_model, d_ffn=d_ffn, n_layers=n_layers, chunk_size=chunk_size)
-        vocab = load_vocabulary(path)
+        model, _, vocab = open_model(path, dev, globals())
     except (OSError, ValueError) as e:
         refuse(e)
     if not model_path:

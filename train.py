@@ -8,20 +8,16 @@
     train.bin → shuffled reviews → rows (R, T+1) → batch (B, T+1) of step s → loss → gradients → optimizer → out_dir/
 
 The batch of step s is a function of (data, seed, s) and nothing else, so a resumed run is the run that never stopped, bit
-for bit, and four processes draw the curve of one. Read main() first, then what it calls; data/rows.py makes the rows, data/counts.py the first weights.
+for bit, and four processes draw the curve of one. Read main() first, then what it calls: data/rows.py makes the rows, data/counts.py the first
+weights, data/muon.py the steps; data/state.py keeps what resuming needs.
 """
-import csv
-import io
-import json
 import math
 import os
 import re
 import signal
 import sys
-import tempfile
 import time
 import zlib
-from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -30,17 +26,16 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-try:
-    import fcntl
-except ImportError:  # Windows has none; two runs in one folder go unnoticed there
-    fcntl = None
-
-from configurator import configure, declared, refuse, whole
-from data import hub
+from configurator import configure, declared, refuse, say
 from data.card import card
 from data.counts import start_from_counts
-from data.rows import inputs_and_targets, pack, read_bin, row_length
-from model import Config, build, choose, load, save
+from data.device import choose, matmul_flops, matmul_peak
+from data.muon import Muon
+from data.pictures import draw_losses
+from data.rows import inputs_and_targets, pack, read_bin, read_meta, row_length
+from data.state import add_to_log, begin_log, claim, keep_state, last_state
+from data.tune import model_to_tune
+from model import Config, build, save
 
 data_dir = 'data/kr3'      # what prepare.py wrote
 out_dir = 'out/kr3'        # where the model folder, the state and the log go
@@ -79,72 +74,11 @@ RUN = [name for name in declared(Path(__file__).read_text('utf-8')) if name not 
 rank, world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
 
 
-def say(*words):
-    if rank == 0:
-        print(*words, flush=True)
-
-
 def add_up(tensor):
     """The sum of what every process holds, on each of them."""
     if world > 1:
         dist.all_reduce(tensor)
     return tensor
-
-
-# --- device ----------------------------------------------------------------------------------------------------------
-
-def matmul_peak(device, dtype):
-    """Floating-point operations a second that this device reaches on large matrices: what a perfect training step would run at."""
-    n = 8192 if device.type == 'cuda' else 1024
-    a = torch.randn(n, n, device=device, dtype=dtype)
-    sync = getattr(torch, device.type).synchronize
-    best, end = math.inf, time.perf_counter() + 0.5
-    while time.perf_counter() < end:
-        sync()
-        t = time.perf_counter()
-        a @ a
-        sync()
-        best = min(best, time.perf_counter() - t)
-    return 2 * n ** 3 / best
-
-
-# --- optimizer -------------------------------------------------------------------------------------------------------
-
-# Three odd polynomials that together bring every singular value between 0.01 and 1 to between 0.73 and 1.27, as near to 1 as
-# three can (minimax, one after the other: Amsel et al. 2025, arXiv:2505.16932).
-POLAR = ((8.0934, -23.6204, 17.4462), (3.6366, -2.7219, 0.5365), (2.6613, -1.9772, 0.4526))
-
-
-class Muon(torch.optim.Optimizer):
-    """Momentum, and then the nearest orthogonal matrix in place of the gradient, so that every direction it points in is learned at
-    one pace (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon). Newton and Schulz's iteration finds it by
-    multiplications alone; all matrices of one shape go through it as one stack (N, rows, columns). The three polynomials below take
-    52 ms for six layers of 256 on two cores; Jordan's five, a matrix at a time, 98, and both ended at 4.83 bits/char."""
-
-    def __init__(self, matrices, lr, weight_decay, dtype):
-        shapes = {p.shape: [] for p in matrices}
-        for p in matrices:
-            shapes[p.shape].append(p)
-        super().__init__([dict(params=same) for same in shapes.values()], dict(lr=lr, weight_decay=weight_decay))
-        self.dtype = dtype
-
-    @torch.no_grad()
-    def step(self):
-        for group in self.param_groups:
-            params = group['params']
-            grad = torch.stack([p.grad for p in params])
-            momentum = self.state[params[0]].setdefault('momentum', torch.zeros_like(grad))
-            momentum.lerp_(grad, 0.05)
-            x = grad.lerp_(momentum, 0.95).to(self.dtype)        # Nesterov's look ahead
-            x = x.mT if x.shape[1] > x.shape[2] else x
-            x = x / (x.norm(dim=(1, 2), keepdim=True) * 1.02 + 1e-7)  # all singular values below 1 …
-            for a, b, c in POLAR:                                    # … are driven to 1 by odd polynomials: X (aI + b XXᵀ + c (XXᵀ)²)
-                xx = x @ x.mT
-                x = torch.baddbmm(x, torch.baddbmm(xx, xx, xx, beta=b, alpha=c), x, beta=a)
-            x = x.mT if grad.shape[1] > grad.shape[2] else x
-            size = 0.2 * max(grad.shape[1:]) ** 0.5                  # as long a step as AdamW's (Liu et al. 2025, arXiv:2502.16982)
-            for p, update in zip(params, x.float()):
-                p.mul_(1 - group['lr'] * group['weight_decay']).add_(update, alpha=-group['lr'] * size)
 
 
 def make_optimizers(model, device, kind):
@@ -179,8 +113,6 @@ def schedule(step, steps):
     return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
 
-# --- the run ---------------------------------------------------------------------------------------------------------
-
 def adopt(held, whose):
     """Take over the settings that a run or a model goes by, whatever the defaults say today; a flag that says otherwise is refused."""
     for name, value in held.items():
@@ -188,56 +120,6 @@ def adopt(held, whose):
             refuse(f'{whose} {name}={value}, not {globals()[name]}; leave --{name} out')
         if name not in given:
             globals()[name] = value
-
-
-def last_state(out):
-    """What resuming needs, from state.pt or, where that is damaged, from the one before."""
-    for file in (out / 'state.pt', out / 'state.before.pt'):
-        if file.exists():
-            with suppress(Exception):  # torch and its unpickler raise many kinds for what is not theirs
-                content = file.read_bytes()
-                if zlib.crc32(content[:-4]) == int.from_bytes(content[-4:]):  # torch.load does not see a flipped bit
-                    return torch.load(io.BytesIO(content), map_location='cpu', weights_only=True)
-            say(f'{file} is damaged; looking for the one before')
-    refuse(f'{out} holds no state.pt that could be resumed; what model there is in {out} can be fine-tuned (--init_from={out} and another --out_dir)')
-
-
-def model_folder(name):
-    """The folder of the model to fine-tune: the one named, or what the Hub has under that name, downloaded by one process a machine."""
-    if Path(name).is_dir():
-        return Path(name)
-    if not hub.is_repository(name):
-        raise ValueError(f"init_from='{name}': it is 'scratch', 'resume', a model folder or a Hub repository (owner/name)")
-    if int(os.environ.get('LOCAL_RANK', 0)) == 0:
-        with suppress(OSError):
-            hub.download_model(name, 'meta.json')  # only ours have one
-        for file in ('config.json', 'tokenizer.json', 'model.safetensors'):
-            hub.download_model(name, file)
-        say(f'{name}: for its licence see its page on the Hub')
-    if world > 1:
-        dist.barrier()
-    return hub.DOWNLOADS / name.replace('/', '--')
-
-
-def model_to_tune(folder, data, meta):
-    """(model, what its next card must tell) from a model folder. The data must be written in its vocabulary; ids that prepare.py added
-    at the end, for ratings it did not know, get the mean of the others as their vector. Raises OSError or ValueError in one sentence."""
-    model, before = load(folder, dropout=dropout)
-    words = lambda f: json.loads((f / 'tokenizer.json').read_text('utf-8'))['model']['vocab']
-    if words(folder) != words(data):
-        raise ValueError(f'{data} is not in the vocabulary of {folder}; prepare.py --model_name={folder} writes it so')
-    c, V = model.config, meta['vocab_size']
-    if V > c.vocab_size:
-        for layer in (model.model.embed_tokens, model.lm_head)[:1 if c.tied else 2]:
-            w = layer.weight.detach()
-            layer.weight = torch.nn.Parameter(torch.cat((w, w.mean(0).expand(V - len(w), -1))))
-        c.vocab_size = V
-        if c.tied:
-            model.lm_head.weight = model.model.embed_tokens.weight
-    c.eos, c.bos, c.chunk_size = meta['eos'], meta['starts']['unknown'], chunk_size if 'chunk_size' in given else min(chunk_size, c.chunk_size)
-    unknown = [{'name': init_from, 'licence': 'its own', 'train_reviews': 0}]
-    kept = {key: before[key] for key in {'vocabulary_licence'} & before.keys()}
-    return model.train(), {'base_model': init_from, 'sources': [*before.get('sources', unknown), *meta['sources']], **kept}
 
 
 def check(out):
@@ -255,20 +137,7 @@ def check(out):
             refuse(f'{name}={globals()[name]}: it takes {least} or more')
     if batch_size % world:
         refuse(f'batch_size={batch_size} does not divide among {world} processes')
-    folder = Path(data_dir, mode)
-    try:
-        meta = json.loads((folder / 'meta.json').read_text('utf-8'))
-    except FileNotFoundError:
-        refuse(f'{folder} has no meta.json; run prepare.py first (--output_dir={data_dir} --mode={mode})')
-    except (OSError, ValueError) as e:
-        refuse(f'{folder}/meta.json cannot be read: {e}')
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out) as f:  # access rights, read-only and full disks show now
-            f.write(b'room to write')
-    except OSError as e:
-        refuse(f'out_dir={out} cannot be written to: {e}')
-    return meta, state
+    return read_meta(data_dir, mode), state
 
 
 def main():
@@ -278,11 +147,8 @@ def main():
         dev, kind = choose(device, dtype)
     except ValueError as e:
         refuse(e)
-    if rank == 0 and fcntl:
-        try:
-            fcntl.flock(os.open(out, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go when this process ends, however it ends
-        except OSError:
-            refuse(f'another run is writing to {out}; name another --out_dir')
+    if rank == 0:
+        claim(out)
     if world > 1:
         dist.init_process_group('nccl' if dev.type == 'cuda' else 'gloo')
     os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
@@ -301,9 +167,10 @@ def main():
         about = state['about']
     elif init_from != 'scratch':
         try:
-            base, about = model_to_tune(model_folder(init_from), folder, meta)
+            base, about = model_to_tune(init_from, folder, meta, dropout)
         except (OSError, ValueError, LookupError, TypeError) as e:
             refuse(f'{init_from} cannot be fine-tuned: {e}')
+        base.config.chunk_size = chunk_size if 'chunk_size' in given else min(chunk_size, base.config.chunk_size)
         adopt({**{name: getattr(base.config, name) for name in ('arch', 'd_model', 'd_ffn', 'n_layers', 'nhead', 'window', 'chunk_size', 'tied')}, 'counts': False},
               f'the model in {init_from} has')
     meta, T = {**meta, **about}, chunk_size
@@ -419,7 +286,8 @@ def main():
     for opt in optimizers:
         opt.zero_grad(set_to_none=True)
 
-    keep_log(out / 'log.csv', begin)
+    if rank == 0:
+        begin_log(out, begin)
     to_bits = (meta['val_tokens'] - 1) / meta['val_chars'] / math.log(2)
     floor = meta.get('floor_bits_per_char')
     running, logged, clock, here = 0.0, begin, time.perf_counter(), seconds
@@ -436,21 +304,14 @@ def main():
                 raise SystemExit(1)
             if rank == 0:
                 speed = (step - begin) * batch_size * T / max(1e-9, seconds - here)
-                report(out / 'log.csv', step, steps, mean, val, seconds, speed, raw.matmul_flops(row) * speed / peak, to_bits, floor)
+                report(out, step, steps, mean, val, seconds, speed, matmul_flops(raw, row) * speed / peak, to_bits, floor)
                 if val is not None and val < best:
                     best = val
                     scores = {'step': step, 'tokens': step * batch_size * T, 'val_loss': val, 'bits_per_char': val * to_bits, 'data_dir': data_dir}
                     save(raw, out, {**meta, **scores}, {**vocabulary, 'README.md': card(raw, {**meta, **scores}, out.resolve().name).encode()})
                 if due or last or stop:
-                    buffer = io.BytesIO()  # written in one piece, so that a full disk is an OSError
-                    torch.save({'model': raw.state_dict(), 'optimizers': [o.state_dict() for o in optimizers], 'scaler': scaler.state_dict(), 'step': step, 'best': best,
-                                'seconds': seconds, 'settings': {name: globals()[name] for name in RUN}, 'config': vars(raw.config), 'about': about, 'data': mark}, buffer)
-                    with whole(out / 'state.new.pt', 'wb') as f:
-                        f.write(buffer.getbuffer())
-                        f.write(zlib.crc32(buffer.getbuffer()).to_bytes(4))
-                    if (out / 'state.pt').exists():
-                        os.replace(out / 'state.pt', out / 'state.before.pt')  # kept, should the newest turn out damaged
-                    os.replace(out / 'state.new.pt', out / 'state.pt')
+                    keep_state(out, model=raw.state_dict(), optimizers=[o.state_dict() for o in optimizers], scaler=scaler.state_dict(), step=step, best=best,
+                               seconds=seconds, settings={name: globals()[name] for name in RUN}, config=vars(raw.config), about=about, data=mark)
             running, logged, clock = 0.0, step, time.perf_counter()
         if last or stop:
             break
@@ -469,7 +330,7 @@ def main():
             opt.zero_grad(set_to_none=True)
         scaler.update()
     if rank == 0:
-        draw(out, floor)
+        draw_losses(out, floor)
     if world > 1:
         dist.barrier()  # none leaves while another still saves
     if step < steps:
@@ -478,50 +339,14 @@ def main():
     say(f'best validation loss {best:.4f}, kept in {out}; write with: python sample.py --model_path={out}')
 
 
-COLUMNS = ['step', 'tokens', 'seconds', 'train_loss', 'val_loss', 'bits_per_char', 'lr']
-
-
-def keep_log(path, begin):
-    """Start the log, or, resuming, cut it back to the step the state is of."""
-    if rank == 0:
-        rows = [row for row in csv.DictReader(open(path)) if int(row['step']) <= begin] if begin and path.exists() else []
-        with whole(path) as f:
-            log = csv.DictWriter(f, COLUMNS)
-            log.writeheader()
-            log.writerows(rows)
-
-
-def report(path, step, steps, loss, val, seconds, speed, used, to_bits, floor):
+def report(out, step, steps, loss, val, seconds, speed, used, to_bits, floor):
     """One line for the screen and one for the log."""
     bits = '' if val is None else f'{val * to_bits:.4f}'
-    with open(path, 'a', newline='') as f:
-        csv.writer(f).writerow([step, step * batch_size * chunk_size, f'{seconds:.2f}', f'{loss:.5f}', '' if val is None else f'{val:.5f}', bits,
-                                f'{lr * schedule(step, steps):.3e}'])
+    add_to_log(out, step, step * batch_size * chunk_size, f'{seconds:.2f}', f'{loss:.5f}', '' if val is None else f'{val:.5f}', bits, f'{lr * schedule(step, steps):.3e}')
     left = (steps - step) * batch_size * chunk_size / speed if speed else 0
     above = f' ({val * to_bits / floor - 1:+.1%} from the floor)' if val is not None and floor else ''
     print(f'step {step:,}/{steps:,}  loss {loss:.3f}' + (f'  validation {val:.3f}  {bits} bits/char{above}' if val is not None else '')
           + f'  {speed:,.0f} tokens/s  {used:.0%} of peak  {left / 60:.1f} min left', flush=True)
-
-
-def draw(out, floor):
-    """out/<name>/loss.png: the history as a picture, where matplotlib is installed."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return
-    with open(out / 'log.csv', encoding='utf-8') as f:
-        rows = [row for row in csv.DictReader(f) if int(row['step'])]
-    figure = Figure(figsize=(7, 4), layout='constrained')
-    axes = figure.subplots()
-    axes.plot([int(r['tokens']) for r in rows], [float(r['train_loss']) for r in rows], lw=1, label='training')
-    measured = [r for r in rows if r['val_loss']]
-    axes.plot([int(r['tokens']) for r in measured], [float(r['val_loss']) for r in measured], 'o-', label='validation')
-    if floor and measured:
-        last = measured[-1]
-        axes.axhline(float(last['val_loss']) * floor / float(last['bits_per_char']), color='gray', ls='--', label='entropy of the source')
-    axes.set(xlabel='tokens', ylabel='loss (nats per token)', title=str(out))
-    axes.legend()
-    figure.savefig(out / 'loss.png', dpi=120)
 
 
 def guarded():
@@ -540,13 +365,10 @@ def guarded():
 
 
 if __name__ == '__main__':
-    if world == 1:
+    try:
         guarded()
-    else:
-        try:
-            guarded()
-            status = 0
-        except SystemExit as e:
-            status = e.code
-        sys.stdout.flush()
-        os._exit(status)  # at once: gloo's threads may hold tensors of Python's, and abort when it goes first (pytorch/pytorch#190489)
+        status = 0
+    except SystemExit as e:
+        status = e.code
+    sys.stdout.flush()
+    (os._exit if world > 1 else sys.exit)(status)  # several: at once, for gloo's threads may hold tensors of Python's, and abort when it goes first (pytorch/pytorch#190489)

@@ -2,7 +2,9 @@
 
     </s> <rating> tokens… </s> <rating> tokens… </s>  →  rows (R, T+1), whole reviews side by side  →  x (B, T), y (B, T)
 """
+import json
 from bisect import bisect_left, insort
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -57,6 +59,16 @@ def inputs_and_targets(rows, eos, device):
     if device.type == 'cuda':  # pinned memory lets the copy run beside the computing
         x, y = x.pin_memory(), y.pin_memory()
     return x.to(device, non_blocking=True), y.to(device, non_blocking=True)
+
+
+def read_meta(data_dir, mode):
+    folder = Path(data_dir, mode)
+    try:
+        return json.loads((folder / 'meta.json').read_text('utf-8'))
+    except FileNotFoundError:
+        refuse(f'{folder} has no meta.json; run prepare.py first (--output_dir={data_dir} --mode={mode})')
+    except (OSError, ValueError) as e:
+        refuse(f'{folder}/meta.json cannot be read: {e}')
 
 
 def read_bin(path, meta, side):

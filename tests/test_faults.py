@@ -89,7 +89,7 @@ def test_asked_to_stop_it_saves_and_says_how_to_go_on(nproc, number, demo, tmp_p
 
 
 def test_asked_twice_it_stops_at_once(demo, tmp_path):
-    running = start(tmp_path, f'--data_dir={demo}', *SMALL, '--batch_size=900', '--micro_batch=1', '--epochs=50', stdout=subprocess.PIPE)
+    running = start(tmp_path, f'--data_dir={demo}', *SMALL, '--d_model=256', '--n_layers=8', '--batch_size=900', '--micro_batch=1', stdout=subprocess.PIPE)
     for line in running.stdout:
         if ' steps of ' in line:
             break

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from model import Config, agree, build, find, generate, load, pick, rate, save, surprise
+from eval import agree, find, rate, surprise
+from model import Config, build, generate, load, pick, save
 
 EOS = 0
 

@@ -8,7 +8,8 @@ import torch
 from conftest import run
 from prepare import load_vocabulary, read_split
 
-from model import load, rate, surprise
+from eval import rate, surprise
+from model import load
 
 
 def scores(*args):
@@ -154,7 +155,7 @@ def test_every_prompt_works(models, name):
 
 
 @pytest.mark.parametrize('args, words', [
-    (['--rating=good'], 'positive, negative or ambiguous'), (['--max_token=0'], '1 or more'), (['--temperature=-1'], '0 or more'), (['--top_p=0'], 'top_p'),
+    (['--rating=good'], 'negative (0, 부정), positive (1, 긍정), ambiguous (2, 보통)'), (['--max_token=0'], '1 or more'), (['--temperature=-1'], '0 or more'), (['--top_p=0'], 'top_p'),
     (['--model_path=nowhere'], 'no config.json'), (['--device=cuda:7'], 'there is none here'),
 ])
 def test_mistakes_are_one_sentence(models, args, words):
