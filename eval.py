@@ -116,18 +116,21 @@ def read_reviews(folder, vocab):
 def sentiment(model, vocab, rated, own, batch_tokens):
     """Negative against positive, as KR3's authors test it: which of the two starts makes the review likelier?
 
-    rated: [(rating, ids)] of negative and positive reviews; own: their nats under their own start, known already, so that
-    one more pass under the other start decides. Returns what --json prints of it."""
+    rated: [(rating, ids)] of negative and positive reviews; own: the nats of each under its own start, known already, so that one more
+    pass under the other start decides. Returns what --json prints of it. Balanced accuracy counts both ratings alike while P(start)
+    leans to the commoner; at even odds log P(text | start) decides alone, as it must where a test set is half and half."""
     eos = vocab.eos
     flipped = surprise(model, [[eos, vocab.starts[1 - rating], *ids, eos] for rating, ids in rated], batch_tokens)
-    other = torch.stack([nats.sum() for nats, _ in flipped])
     truth = torch.tensor([rating for rating, _ in rated])
-    guess = torch.where(torch.stack(own) <= other, truth, 1 - truth)
-    table = torch.tensor([[((truth == t) & (guess == g)).sum() for g in (0, 1)] for t in (0, 1)]).double()  # rows truth, columns guess
-    recall = table.diagonal() / table.sum(1).clamp(min=1)
+    tables = []
+    for first in (0, 1):  # with what the start itself costs, and without
+        better = torch.stack([mine[first:].sum() <= other[first:].sum() for mine, (other, _) in zip(own, flipped)])
+        guess = torch.where(better, truth, 1 - truth)
+        tables.append(torch.tensor([[((truth == t) & (guess == g)).sum() for g in (0, 1)] for t in (0, 1)]).double())  # rows truth, columns guess
+    (recall, even), table = (t.diagonal() / t.sum(1).clamp(min=1) for t in tables), tables[0]
     f1 = 2 * table.diagonal() / (table.sum(0) + table.sum(1)).clamp(min=1)
     return {'sentiment_accuracy': (table.diagonal().sum() / table.sum()).item(), 'sentiment_balanced_accuracy': recall.mean().item(),
-            'sentiment_macro_f1': f1.mean().item(), 'confusion': table.long().tolist()}
+            'sentiment_balanced_accuracy_at_even_odds': even.mean().item(), 'sentiment_macro_f1': f1.mean().item(), 'confusion': table.long().tolist()}
 
 
 def evaluate(path, dev, kind, reviews=None):
@@ -139,7 +142,7 @@ def evaluate(path, dev, kind, reviews=None):
     ids = vocab.encode([t for _, t in reviews])
     with torch.autocast(dev.type, kind, enabled=kind != torch.float32):
         scored = surprise(model, [[eos, vocab.starts[rating], *review, eos] for (rating, _), review in zip(reviews, ids)], batch_tokens)
-        rated = [(rating, review, nats.sum()) for (rating, _), review, (nats, _) in zip(reviews, ids, scored) if rating in (0, 1)]
+        rated = [(rating, review, nats) for (rating, _), review, (nats, _) in zip(reviews, ids, scored) if rating in (0, 1)]
         feeling = sentiment(model, vocab, [(r, i) for r, i, _ in rated], [n for _, _, n in rated], batch_tokens) if len({r for r, _, _ in rated}) == 2 else {}
     nats, tokens = sum(n.double().sum().item() for n, _ in scored), sum(len(n) for n, _ in scored)
     scores = {'model_path': str(path), 'data_dir': str(folder), 'arch': model.config.arch, 'parameters': sum(p.numel() for p in model.parameters()),
@@ -194,8 +197,9 @@ def main():
         for row in rows:
             if 'confusion' in row:
                 (nn, np_), (pn, pp) = row['confusion']
-                print(f'\n{row["model_path"]}: negative or positive? accuracy {row["sentiment_accuracy"]:.3f}, balanced {row["sentiment_balanced_accuracy"]:.3f}, '
-                      f'macro-F1 {row["sentiment_macro_f1"]:.3f}\n  said:        negative  positive\n  negative {nn:12,} {np_:9,}\n  positive {pn:12,} {pp:9,}')
+                print(f'\n{row["model_path"]}: negative or positive? accuracy {row["sentiment_accuracy"]:.3f}, balanced {row["sentiment_balanced_accuracy"]:.3f} '
+                      f'(at even odds {row["sentiment_balanced_accuracy_at_even_odds"]:.3f}), macro-F1 {row["sentiment_macro_f1"]:.3f}\n'
+                      f'  said:        negative  positive\n  negative {nn:12,} {np_:9,}\n  positive {pn:12,} {pp:9,}')
 
 
 if __name__ == '__main__':

@@ -55,7 +55,12 @@ def test_sentiment_is_counted_right(demo, models):
     assert score['sentiment_macro_f1'] == pytest.approx((f1(nn, np_, pn) + f1(pp, np_, pn)) / 2)
     model, vocab = load(models / 'decoder')[0], load_vocabulary(models / 'decoder')
     rated = [(rating, text) for rating, text in list(read_split(demo / 'validation.txt'))[:score['reviews']] if rating < 2]
-    guess = rate(model, vocab.encode([text for _, text in rated]), vocab.starts[:2]).argmax(1).tolist()
+    scored = rate(model, vocab.encode([text for _, text in rated]), vocab.starts[:2])
+    prior = model(torch.tensor([[vocab.eos]]))[0, -1].log_softmax(-1)[vocab.starts[:2]]
+    even = (scored - prior).argmax(1).tolist()
+    assert score['sentiment_balanced_accuracy_at_even_odds'] == pytest.approx(sum(
+        sum(r == t == g for (r, _), g in zip(rated, even)) / sum(r == t for r, _ in rated) for t in (0, 1)) / 2)
+    guess = scored.argmax(1).tolist()
     assert [[sum(r == t and g == h for (r, _), g in zip(rated, guess)) for h in (0, 1)] for t in (0, 1)] == score['confusion']
 
 
