@@ -187,7 +187,6 @@ def main():
                 print(dumps(row, ensure_ascii=False), flush=True)
     except (OSError, ValueError) as e:
         refuse(e)
-    draw_ladder(rows, Path('out/ladder.png'))
     if not json:
         width = max(len(row['model_path']) for row in rows)
         print(f'{rows[0]["data_dir"]}: {rows[0]["reviews"]:,} reviews\n\n{"model":{width}}  arch     parameters    loss  perplexity  bits/char  accuracy')
@@ -200,6 +199,7 @@ def main():
                 print(f'\n{row["model_path"]}: negative or positive? accuracy {row["sentiment_accuracy"]:.3f}, balanced {row["sentiment_balanced_accuracy"]:.3f} '
                       f'(at even odds {row["sentiment_balanced_accuracy_at_even_odds"]:.3f}), macro-F1 {row["sentiment_macro_f1"]:.3f}\n'
                       f'  said:        negative  positive\n  negative {nn:12,} {np_:9,}\n  positive {pn:12,} {pp:9,}')
+        draw_ladder(rows, Path('out/ladder.png'))
 
 
 if __name__ == '__main__':

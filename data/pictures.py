@@ -1,6 +1,7 @@
 """Pictures that say more than numbers: losses, the ladder, a review coloured by surprise. The first two need matplotlib and are left out without it."""
 import csv
 import math
+from contextlib import suppress
 
 
 def new_figure(width, height):
@@ -40,10 +41,13 @@ def draw_ladder(rows, path):
     bars = axes.barh([r['model_path'] for r in rows], [r['bits_per_char'] - floor for r in rows], left=floor)
     axes.bar_label(bars, [f'{r["bits_per_char"]:.3f}' + (f' ({r["above_floor"]:+.1%})' if floor else '') for r in rows], padding=4)
     axes.invert_yaxis()
-    axes.margins(x=0.25)
-    axes.set(xlabel='bits per character' + (f' (the text itself: {floor:.4f})' if floor else ''), xlim=(floor, None))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    axes.spines[['top', 'right']].set_visible(False)
+    axes.set(xlabel='bits per character' + (f'; the text itself has {floor:.4f}' if floor else ''),
+             xlim=(floor, floor + 1.3 * max(r['bits_per_char'] - floor for r in rows)))  # room for the labels
+    with suppress(OSError):  # the scores have been told; a picture is no reason to fail
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=120)
+        print(f'\n{path}: the same as a picture')
 
 
 def coloured(vocab, ids, nats):

@@ -23,7 +23,7 @@ def act(script, args, cwd, folder):
 def run(script, args, cwd, stdin, timeout):
     """As subprocess.run(text=True, capture_output=True)."""
     server = multiprocessing.get_context('forkserver')
-    server.set_forkserver_preload(['torch', 'torch._inductor.config'])
+    server.set_forkserver_preload(['torch', 'torch._inductor.config', 'matplotlib.figure'])
     with tempfile.TemporaryDirectory() as folder:
         for name, content in (('in', stdin), ('out', ''), ('err', '')):
             Path(folder, name).write_text(content, 'utf-8')

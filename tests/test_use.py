@@ -3,9 +3,11 @@ import json
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 from conftest import run
+from matplotlib.image import imread
 from prepare import load_vocabulary, read_split
 
 from eval import rate, surprise
@@ -92,6 +94,18 @@ def test_on_a_terminal_every_character_shows_the_surprise(models):
     for (red, green, _), nats in zip(pieces, surprise(model, [[vocab.eos, vocab.starts[best], *ids, vocab.eos]])[0][0][1:].tolist(), strict=False):
         share = min(1, nats / math.log(2) / 8)
         assert (int(red), int(green)) == pytest.approx((255 * min(1, 2 * share), 255 * min(1, 2 - 2 * share)), abs=1.1)
+
+
+def test_pictures_are_drawn_with_matplotlib_and_not_missed_without(models, tmp_path):
+    args = [f'--model_path={models / "decoder"},{models / "ffn"}', '--n_tokens=0.001']
+    drawn = run('eval.py', *args, cwd=tmp_path).stdout
+    for picture in (models / 'decoder/loss.png', tmp_path / 'out/ladder.png'):
+        blue = (imread(picture)[:, :, :3] == np.float32([0x1f, 0x77, 0xb4]) / 255).all(2)
+        assert blue.sum() > 100, picture
+    assert len({n for n in blue.sum(1).tolist() if n}) > 1  # bars, one longer than the other
+    (tmp_path / 'matplotlib.py').write_text('raise ImportError')
+    bare = run('eval.py', *args, cwd=tmp_path.parent, env={'PYTHONPATH': str(tmp_path)}).stdout
+    assert bare == drawn.replace('\nout/ladder.png: the same as a picture\n', '') != drawn
 
 
 def test_flags_that_agree_are_fine_and_others_refused(demo, models):
