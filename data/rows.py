@@ -62,6 +62,7 @@ def inputs_and_targets(rows, eos, device):
 
 
 def read_meta(data_dir, mode):
+    """What prepare.py tells of its bins: vocabulary, start ids, counts, sources."""
     folder = Path(data_dir, mode)
     try:
         return json.loads((folder / 'meta.json').read_text('utf-8'))
