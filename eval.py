@@ -133,10 +133,10 @@ def sentiment(model, vocab, rated, own, batch_tokens):
             'sentiment_balanced_accuracy_at_even_odds': even.mean().item(), 'sentiment_macro_f1': f1.mean().item(), 'confusion': table.long().tolist()}
 
 
-def evaluate(path, dev, kind, reviews=None):
-    """(scores of the model at path, the reviews they are of). Raises ValueError."""
+def evaluate(path, dev, kind, folder, reviews=None):
+    """(scores of the model at path, the reviews they are of: given, or those of folder, or of the data it was trained on). Raises ValueError."""
     model, meta, vocab = open_model(path, dev, globals())
-    folder = data_dir or meta.get('data_dir', '')
+    folder = folder or meta.get('data_dir', '')
     reviews = reviews or read_reviews(folder, vocab)
     eos, batch_tokens = vocab.eos, batch_size * model.config.chunk_size
     ids = vocab.encode([t for _, t in reviews])
@@ -181,7 +181,7 @@ def main():
             return read_sentences(paths[0], dev)
         rows, reviews = [], None
         for path in paths:
-            row, reviews = evaluate(path, dev, kind, reviews)
+            row, reviews = evaluate(path, dev, kind, rows[0]['data_dir'] if rows else data_dir, reviews)  # the same ones for all
             rows.append(row)
             if json:
                 print(dumps(row, ensure_ascii=False), flush=True)

@@ -357,7 +357,7 @@ def main():
         full = mode == 'manual' or model_name or vocab.size == vocab_size
         print(f'vocabulary: {vocab.size:,} ids' + ('' if full else f', all that the text can fill of {vocab_size:,}'))
         write_tokens(vocab, texts, folder / mode)
-        for file in both if folder.resolve() != texts.resolve() else ():  # eval.py reads the texts beside the tokens
+        for file in [f for f in (*both, 'meta.json') if folder.resolve() != texts.resolve() and (texts / f).exists()]:  # eval.py reads them beside the tokens
             with open(texts / file, 'rb') as text, whole(folder / file, 'wb') as f:
                 f.writelines(text)
     except (OSError, ValueError) as e:

@@ -2,6 +2,7 @@
 import json
 import math
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -72,6 +73,17 @@ def test_eval_reads_another_data_folder(models, tmp_path):
     there, = scores(f'--model_path={models / "decoder"}', f'--data_dir={tmp_path / "x"}')
     home, = scores(f'--model_path={models / "decoder"}')
     assert there['bits_per_char'] > 2 * home['bits_per_char'] and 'sentiment_accuracy' not in there
+
+
+def test_models_of_different_data_are_compared_on_that_of_the_first(demo, models, tmp_path):
+    run('prepare.py', f'--data_dir={demo}', f'--output_dir={tmp_path / "again"}', '--mode=manual')
+    shutil.copytree(models / 'ffn', tmp_path / 'ffn')
+    meta = json.loads((tmp_path / 'ffn/meta.json').read_text('utf-8'))
+    (tmp_path / 'ffn/meta.json').write_text(json.dumps({**meta, 'data_dir': str(tmp_path / 'again')}), 'utf-8')
+    rows = scores(f'--model_path={tmp_path / "ffn"},{models / "decoder"}', '--n_tokens=0.001')
+    assert [row['data_dir'] for row in rows] == [str(tmp_path / 'again')] * 2 and rows[0]['reviews'] == rows[1]['reviews']
+    alone, = scores(f'--model_path={models / "decoder"}', '--n_tokens=0.001')
+    assert rows[1]['above_floor'] == pytest.approx(alone['above_floor'])
 
 
 def test_a_person_s_own_sentences_are_rated(models):
