@@ -34,8 +34,8 @@ def draw_losses(out, floor):
 
 def draw_ladder(rows, path):
     """One bar for each of several models, rows of eval.py's scores: bits per character, from the floor (0 where it is unknown) up."""
-    figure, axes = new_figure(7, 0.8 + 0.4 * len(rows))
-    if not figure or len(rows) < 2:
+    figure, axes = new_figure(7, 0.8 + 0.4 * len(rows)) if len(rows) > 1 else (None, None)
+    if not figure:
         return
     floor = rows[0].get('floor_bits_per_char', 0)
     bars = axes.barh([r['model_path'] for r in rows], [r['bits_per_char'] - floor for r in rows], left=floor)
