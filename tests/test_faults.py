@@ -44,6 +44,14 @@ def wait_for(what, running, seconds=60):
         time.sleep(0.02)
 
 
+def saved(folder):
+    """When state.pt was written; 0 where there is none, also for the moment in which a new one takes its place."""
+    try:
+        return (folder / 'state.pt').stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
 long = pytest.mark.long
 
 
@@ -56,10 +64,10 @@ def test_killed_and_resumed_is_never_having_stopped(arch, nproc, kills, demo, tm
     run('train.py', *flags, f'--out_dir={tmp_path / "whole"}', nproc=nproc, timeout=900)
     broken, chance, at = tmp_path / 'broken', random.Random(0), set()
     for kill in range(kills):
-        begun = (broken / 'state.pt').exists()
+        begun = any((broken / name).exists() for name in ('state.pt', 'state.before.pt'))
         running = start(broken, *(['--init_from=resume'] if begun else flags), nproc=nproc)
-        before = (broken / 'state.pt').stat().st_mtime_ns if begun else 0
-        wait_for(lambda: (broken / 'state.pt').exists() and (broken / 'state.pt').stat().st_mtime_ns != before or running.poll() is not None, running)
+        before = saved(broken)
+        wait_for(lambda: saved(broken) not in (0, before) or running.poll() is not None, running)
         time.sleep(chance.random() * 0.1)
         kill_all(broken)
         running.wait()
