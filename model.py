@@ -301,7 +301,7 @@ def generate(model, idx, max_token, banned=(), rivals=(), guidance=0.0, **pickin
     """Continue idx (B, T), one review a row, each beginning with </s> and a start id. Yields (B,) ids at a time, until every row has closed
     its review with </s> or max_token are written; a closed row goes on saying </s>. `banned` ids are never written; the rest goes to pick().
 
-    With guidance, the model reads what it writes as rate() would: every row is also read under each of the `rivals`, the other start ids, and
+    With guidance, the model reads what it writes as rate() in eval.py would: every row is also read under each of the `rivals`, the other start ids, and
     an id is drawn from P(id) P(start | text, id)^guidance, so that it insists on its start (Ho & Salimans 2022, arXiv:2207.12598, by Bayes' rule)."""
     eos, B, R = model.config.eos, len(idx), 1 + len(rivals) * (guidance > 0)
     texts = idx.repeat(R, 1, 1)                                            # (R, B, T)
