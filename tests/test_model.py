@@ -1,241 +1,290 @@
-"""The models: what a token may look at, the cache, sampling, the folder, and agreement with Transformers."""
-import json
+"""The models: what a token may look at, the cache, sampling, guidance, dropout."""
 import math
 
 import pytest
 import torch
 
-from eval import agree, find, rate, surprise
-from model import Config, build, generate, load, pick, save
+from model import Config, build, dropout, generate, hash32, sample_ids
 
 EOS = 0
+both = pytest.mark.parametrize('arch', ['decoder', 'ffn'])
 
 
 def tiny(arch='decoder', **more):
+    """A small model in which no weight is zero: the zeros of a fresh one would hide a mistake."""
     torch.manual_seed(0)
-    model = build(Config(**{**dict(vocab_size=50, arch=arch, d_model=32, d_ffn=48, n_layers=2, nhead=2, chunk_size=16, window=4, eos=EOS), **more}))
-    for p in model.parameters():  # the zeros of a fresh model would hide every mistake
-        torch.nn.init.normal_(p, std=0.3) if p.ndim == 2 else torch.nn.init.normal_(p, 1, 0.2)
+    shape = dict(vocab_size=50, arch=arch, d_model=32, d_ffn=48, n_layers=2, nhead=2,
+                 chunk_size=16, window=4, eos=EOS)
+    model = build(Config(**{**shape, **more}))
+    for p in model.parameters():
+        if p.ndim == 2:
+            torch.nn.init.normal_(p, std=0.3)
+        else:
+            torch.nn.init.normal_(p, 1, 0.2)
     return model.eval()
 
 
-def rows(B, T, seed=1):
-    return torch.randint(1, 50, (B, T), generator=torch.Generator().manual_seed(seed))
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
 
 
-both = pytest.mark.parametrize('arch', ['decoder', 'ffn'])
+def random_ids(B, T, seed=1):
+    """(B, T) ids without `</s>`."""
+    return torch.randint(1, 50, (B, T), generator=seeded(seed))
 
+
+def written(*args, **more):
+    """What generate() yields, as (B, tokens)."""
+    return torch.stack(list(generate(*args, **more)), dim=1)
+
+
+def assert_close(a, b, atol):
+    assert torch.allclose(a, b, atol=atol)
+
+
+def assert_not_close(a, b, atol):
+    assert not torch.allclose(a, b, atol=atol)
+
+
+# --- what a token may look at ---
 
 @both
 def test_a_fresh_model_knows_nothing(arch):
     model = build(Config(vocab_size=50, arch=arch, d_model=32, d_ffn=48, n_layers=2, nhead=2))
-    x = rows(2, 8)
+    x = random_ids(2, 8)
     assert model(x).shape == (2, 8, 50)
     assert model(x, x).item() == pytest.approx(16 * math.log(50))
 
 
 @both
 def test_no_token_sees_the_future_or_another_review(arch):
-    model, x = tiny(arch), rows(1, 12)
-    x[0, 0] = x[0, 6] = EOS
-    before = model(x)
-    later, neighbour = x.clone(), x.clone()
-    later[0, 9:] = 7
-    neighbour[0, 1:6] = 7
-    assert torch.allclose(model(later)[0, :9], before[0, :9], atol=1e-6) and not torch.allclose(model(later)[0, 9:], before[0, 9:], atol=1e-3)
-    assert torch.allclose(model(neighbour)[0, 6:], before[0, 6:], atol=1e-6) and not torch.allclose(model(neighbour)[0, 1:6], before[0, 1:6], atol=1e-3)
-    assert torch.allclose(model(x[:, 6:]), before[:, 6:], atol=1e-5)  # nor does it matter where in the row a review stands
-
-
-def test_the_decoder_looks_chunk_size_back_in_each_layer_and_the_ffn_a_window():
-    for arch, reach in (('decoder', 2 * 15), ('ffn', 3)):
-        model, x = tiny(arch), rows(1, 40)
-        other = x.clone()
-        other[0, :39 - reach] = 7
-        assert torch.allclose(model(x)[0, -1], model(other)[0, -1], atol=1e-6)
-        other[0, :40 - reach] = 7
-        assert not torch.allclose(model(x)[0, -1], model(other)[0, -1], atol=1e-6)
-
-
-@both
-@pytest.mark.parametrize('T', [1, 5, 16, 30])
-def test_cache_changes_nothing_also_past_chunk_size(arch, T):
-    model = tiny(arch).double()
-    prompt = rows(3, T)
-    prompt[:, 0] = EOS
-    for picking in (dict(temperature=0), dict(temperature=1.0, top_k=20, top_p=0.9)):
-        draw = lambda: {**picking, 'generator': torch.Generator().manual_seed(5)}
-        written = torch.stack(list(generate(model, prompt, 40, banned=[EOS], **draw())), dim=1)
-        uncached, args = prompt, draw()
-        for _ in range(40):
-            logits = model(uncached)[:, -1]
-            logits[:, EOS] = -math.inf
-            uncached = torch.cat((uncached, pick(logits, **args)[:, None]), dim=1)
-        assert torch.equal(written, uncached[:, T:])
-
-
-@both
-def test_what_the_writer_reads_equals_the_whole_pass(arch):
-    model, x = tiny(arch).double(), rows(2, 40)
-    x[:, 0] = EOS
-    x[:, 1:].clamp_(min=EOS + 1)
-    with torch.no_grad():
-        read = model.writer(2)
-        assert torch.allclose(torch.stack([read(ids) for ids in x.unbind(1)], dim=1), model(x), atol=1e-12)
-
-
-def test_pick():
-    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log().expand(4000, 4)
-    g = torch.Generator().manual_seed(0)
-    share = lambda **k: torch.bincount(pick(logits, generator=g, **k), minlength=4) / 4000
-    assert torch.allclose(share(), torch.tensor([0.5, 0.3, 0.15, 0.05]), atol=0.03)
-    assert torch.allclose(share(top_k=2), torch.tensor([0.625, 0.375, 0, 0]), atol=0.03)
-    assert torch.allclose(share(top_p=0.7), torch.tensor([0.625, 0.375, 0, 0]), atol=0.03)
-    assert torch.allclose(share(top_p=0.9), torch.tensor([0.5263, 0.3158, 0.1579, 0]), atol=0.03)
-    assert share(temperature=0.01)[0] == 1 and share(top_p=1e-9)[0] == 1 and share(temperature=0)[0] == 1
-    assert torch.allclose(share(temperature=2.0), torch.tensor([0.5, 0.3, 0.15, 0.05]).sqrt() / torch.tensor([0.5, 0.3, 0.15, 0.05]).sqrt().sum(), atol=0.03)
-
-
-def test_generation_ends_where_the_review_does():
-    model = tiny()
-    prompt = torch.tensor([[EOS, 1, 2], [EOS, 3, 4]])
-    out = torch.stack(list(generate(model, prompt, 400, generator=torch.Generator().manual_seed(0))), dim=1)
-    assert out.shape[1] < 400
-    for row in out.tolist():
-        assert EOS in row and set(row[row.index(EOS):]) == {EOS}
-    assert not (torch.stack(list(generate(model, prompt, 50, banned=[EOS, 7], generator=torch.Generator().manual_seed(0)))) == 7).any()
-
-
-def test_guidance_is_bayes_rule_by_hand():
-    """At every token: log P(id) + guidance * log P(start | text, id), over the starts' probabilities after </s>."""
-    model = tiny().double()
-    prompt = torch.tensor([[EOS, 4, 9, 11], [EOS, 3, 9, 11]])
-    for guidance in (0.0, 1.5):
-        written = torch.stack(list(generate(model, prompt, 12, [EOS], [5], guidance, temperature=0)), dim=1)
-        for row, own in zip(torch.cat((prompt, written), dim=1), (4, 3)):
-            for n in range(4, 16):
-                with torch.no_grad():
-                    logp = torch.stack([model(torch.cat((row[:1], torch.tensor([s]), row[2:n]))[None])[0].log_softmax(-1) for s in (own, 5)])  # (2, n, V)
-                text = torch.stack([logp[0, 0, own] + logp[0, range(1, n - 1), row[2:n]].sum(), logp[1, 0, 5] + logp[1, range(1, n - 1), row[2:n]].sum()])
-                posterior = (text[:, None] + logp[:, -1]).log_softmax(0)[0]  # log P(own start | text, id) for every id
-                score = logp[0, -1] + guidance * posterior
-                score[EOS] = -math.inf
-                assert row[n] == score.argmax()
-
-
-@both
-def test_surprise_is_the_loss_review_by_review(arch):
     model = tiny(arch)
-    reviews = [[EOS, *rows(1, n, n)[0].tolist(), EOS] for n in (3, 14, 1, 40, 9, 0)]
-    scored = surprise(model, reviews, batch_tokens=32)
-    for review, (nats, hit) in zip(reviews, scored):
-        assert len(nats) == len(hit) == len(review) - 1
-        ids = torch.tensor([review])
-        logp = torch.cat([model(ids[:, i:i + 16]).log_softmax(-1) for i in range(0, len(review) - 1, 16)], dim=1)[0, :len(review) - 1]
-        assert torch.allclose(nats, -logp[range(len(review) - 1), review[1:]], atol=1e-4)
-        assert torch.equal(hit, logp.argmax(-1) == ids[0, 1:])
+    x = random_ids(1, 12)
+    x[0, 0] = EOS
+    x[0, 6] = EOS
+    logits = model(x)[0]                                           # (T, V)
+
+    other_future = x.clone()
+    other_future[0, 9:] = 7
+    changed = model(other_future)[0]
+    assert_close(changed[:9], logits[:9], atol=1e-6)
+    assert_not_close(changed[9:], logits[9:], atol=1e-3)
+
+    other_neighbour = x.clone()
+    other_neighbour[0, 1:6] = 7
+    changed = model(other_neighbour)[0]
+    assert_close(changed[6:], logits[6:], atol=1e-6)
+    assert_not_close(changed[1:6], logits[1:6], atol=1e-3)
+
+    # Nor does it matter where in the row a review stands.
+    assert_close(model(x[:, 6:])[0], logits[6:], atol=1e-5)
 
 
-def test_rate_is_bayes_rule():
-    model = tiny()
-    text = [5, 9, 11]
-    scores = rate(model, [text, []], [1, 2, 3])
-    for column, start in enumerate((1, 2, 3)):
-        ids = torch.tensor([[EOS, start, *text, EOS]])
-        assert scores[0, column].item() == pytest.approx(-model(ids[:, :-1], ids[:, 1:]).item(), abs=1e-4)
+@pytest.mark.parametrize('arch, reach', [('decoder', 2 * 15), ('ffn', 3)])
+def test_the_decoder_looks_chunk_size_back_in_each_layer_and_the_ffn_a_window(arch, reach):
+    model = tiny(arch)
+    x = random_ids(1, 40)
+    last_logits = model(x)[0, -1]                                  # (V,)
+    other = x.clone()
+    other[0, :39 - reach] = 7                                      # all that is out of reach
+    assert_close(model(other)[0, -1], last_logits, atol=1e-6)
+    other[0, :40 - reach] = 7                                      # and the first token within it
+    assert_not_close(model(other)[0, -1], last_logits, atol=1e-6)
 
 
 def test_padding_is_no_target():
-    model, x = tiny(), rows(2, 8)
+    model = tiny()
+    x = random_ids(2, 8)
     y = x.clone()
     y[:, 5:] = -1
-    assert model(x, y).item() == pytest.approx(model(x[:, :5], x[:, :5]).item(), rel=1e-5)
+    without_padding = x[:, :5]
+    expected = model(without_padding, without_padding).item()
+    assert model(x, y).item() == pytest.approx(expected, rel=1e-5)
+
+
+# --- the cache ---
+
+@both
+@pytest.mark.parametrize('T', [1, 5, 16, 30])
+@pytest.mark.parametrize('sampling', [
+    dict(temperature=0),
+    dict(temperature=1.0, top_k=20, top_p=0.9),
+])
+def test_the_cache_changes_nothing_also_past_chunk_size(arch, T, sampling):
+    model = tiny(arch).double()
+    text = random_ids(3, T)
+    text[:, 0] = EOS
+    cached = written(model, text, 40, banned=[EOS], generator=seeded(5), **sampling)
+    generator = seeded(5)
+    for _ in range(40):
+        logits = model(text)[:, -1]
+        logits[:, EOS] = -math.inf
+        ids = sample_ids(logits, generator=generator, **sampling)
+        text = torch.cat((text, ids[:, None]), dim=1)
+    assert torch.equal(cached, text[:, T:])
 
 
 @both
-@pytest.mark.parametrize('tied', [False, True])
-def test_a_folder_gives_the_model_back(arch, tied, tmp_path):
-    model = tiny(arch, tied=tied, window=8)
-    save(model, tmp_path / 'm', {'data_dir': 'data/x'})
-    again, meta = load(tmp_path / 'm')
-    assert again.config == model.config and meta == {'data_dir': 'data/x'}
-    assert torch.equal(again(rows(2, 9)), model(rows(2, 9))) and again.lm_head.weight.requires_grad
-    agree(again, meta, arch=arch, d_model=32, d_ffn=0, n_layers=2)
-    with pytest.raises(ValueError, match='--d_model=64, but the model has d_model=32'):
-        agree(again, meta, d_model=64)
-
-
-@pytest.mark.parametrize('tied', [False, True])
-def test_transformers_reads_the_folder_unconverted(tied, tmp_path):
-    transformers = pytest.importorskip('transformers')
-    model = tiny(tied=tied, chunk_size=128)
-    save(model, tmp_path)
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation='eager').eval()
-    x = rows(2, 128)
+@pytest.mark.parametrize('nkv', [2, 1])
+@pytest.mark.parametrize('T', [1, 7, 16])
+def test_logits_through_the_cache_equal_those_of_the_whole_pass(arch, nkv, T):
+    model = tiny(arch, nkv=nkv).double()
+    x = random_ids(2, 45)
     x[:, 0] = EOS
     with torch.no_grad():
-        assert (theirs(x).logits - model(x)).abs().max() < 1e-4
-    prompt = x[:1, :5]
-    ours = torch.stack(list(generate(model, prompt, 100, temperature=0)), dim=1)
-    out = theirs.generate(prompt, max_new_tokens=100, do_sample=False, pad_token_id=EOS)[:, 5:]
-    assert torch.equal(ours[:, :out.shape[1]], out) and (ours.shape == out.shape)
+        cache = model.new_cache(2, 45)
+        pieces = [model.logits(model.hidden(x[:, :T], cache=cache))]
+        for t in range(T, 45):
+            one_token = x[:, t:t + 1]
+            pieces.append(model.logits(model.hidden(one_token, cache=cache)))
+        assert_close(torch.cat(pieces, dim=1), model(x), atol=1e-12)
 
 
-def test_a_folder_transformers_wrote_is_read_too(tmp_path):
-    transformers = pytest.importorskip('transformers')
-    torch.manual_seed(0)
-    config = transformers.Qwen3Config(vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
-                                      max_position_embeddings=64, eos_token_id=0, bos_token_id=1, rope_theta=5e5, tie_word_embeddings=True, initializer_range=0.3)
-    theirs = transformers.Qwen3ForCausalLM(config).eval()
-    theirs.save_pretrained(tmp_path)
-    model, _ = load(tmp_path)
-    x = rows(2, 30)
+def test_a_compiled_model_writes_the_same():
+    model = tiny()
+    prompt = random_ids(2, 5)
+    prompt[:, 0] = EOS
+    plain = written(model, prompt, 30, banned=[EOS], temperature=0)
+    compiled = written(model, prompt, 30, banned=[EOS], temperature=0, compile=True)
+    assert torch.equal(compiled, plain)
+
+
+# --- sampling ---
+
+@pytest.mark.parametrize('sampling, expected', [
+    (dict(), [0.5, 0.3, 0.15, 0.05]),
+    (dict(top_k=2), [0.625, 0.375, 0, 0]),
+    (dict(top_p=0.7), [0.625, 0.375, 0, 0]),
+    (dict(top_p=0.9), [0.5263, 0.3158, 0.1579, 0]),
+    (dict(temperature=0.01), [1, 0, 0, 0]),
+    (dict(top_p=1e-9), [1, 0, 0, 0]),
+    (dict(temperature=0), [1, 0, 0, 0]),
+    (dict(temperature=2.0), [0.3790, 0.2936, 0.2076, 0.1198]),  # roots of the first, rescaled
+])
+def test_ids_come_as_often_as_they_should(sampling, expected):
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log().expand(4000, 4)
+    ids = sample_ids(logits, generator=seeded(0), **sampling)      # (4000,)
+    shares = torch.bincount(ids, minlength=4) / 4000
+    assert_close(shares, torch.tensor(expected, dtype=torch.float), atol=0.03)
+
+
+def test_writing_ends_where_the_review_does():
+    model = tiny()
+    prompt = torch.tensor([[EOS, 1, 2], [EOS, 3, 4]])
+    out = written(model, prompt, 400, generator=seeded(0))
+    assert out.shape[1] < 400
+    for row in out.tolist():
+        assert EOS in row
+        from_the_end = row[row.index(EOS):]
+        assert set(from_the_end) == {EOS}
+
+
+def test_a_banned_id_is_never_written():
+    model = tiny()
+    prompt = torch.tensor([[EOS, 1, 2], [EOS, 3, 4]])
+    out = written(model, prompt, 50, banned=[EOS, 7], generator=seeded(0))
+    assert out.shape == (2, 50)
+    assert not (out == EOS).any()
+    assert not (out == 7).any()
+
+
+def log_probs_under(model, text, rating_id):
+    """Of a text whose rating is replaced: (log P(rating, text), log P(next id | rating, text))."""
+    text = text.clone()
+    text[1] = rating_id
     with torch.no_grad():
-        assert (theirs(x).logits - model(x)).abs().max() < 1e-4
+        log_p = model(text[None])[0].log_softmax(-1)               # (T, V)
+    log_joint = log_p[range(len(text) - 1), text[1:]].sum()
+    return log_joint, log_p[-1]                                    # scalar, (V,)
 
 
-def damaged(folder, what):
-    if what == 'pickle':
-        torch.save({'x': 1}, folder / 'model.safetensors')
-    elif what == 'cut':
-        (folder / 'model.safetensors').write_bytes((folder / 'model.safetensors').read_bytes()[:-10])
-    elif what == 'shape':
-        config = json.loads((folder / 'config.json').read_text())
-        (folder / 'config.json').write_text(json.dumps({**config, 'hidden_size': 64, 'head_dim': 32}))
-    elif what == 'type':
-        config = json.loads((folder / 'config.json').read_text())
-        (folder / 'config.json').write_text(json.dumps({**config, 'model_type': 'llama'}))
-    elif what == 'word':
-        config = json.loads((folder / 'config.json').read_text())
-        (folder / 'config.json').write_text(json.dumps({**config, 'hidden_size': 'wide'}))
-    elif what == 'json':
-        (folder / 'config.json').write_text('{')
-    else:
-        (folder / what).unlink()
+@pytest.mark.parametrize('guidance', [0.0, 1.5])
+def test_guidance_is_bayes_rule_by_hand(guidance):
+    """Every id is the best of log P(id) + guidance * log P(own rating | text, id)."""
+    model = tiny().double()
+    own_ratings, rival = [4, 3], 5
+    prompt = torch.tensor([[EOS, 4, 9, 11], [EOS, 3, 9, 11]])
+    out = written(model, prompt, 12, [EOS], [rival], guidance, temperature=0)
+    texts = torch.cat((prompt, out), dim=1)
+    for row, own in zip(texts, own_ratings):
+        for n in range(4, 16):
+            own_joint, own_next = log_probs_under(model, row[:n], own)
+            rival_joint, rival_next = log_probs_under(model, row[:n], rival)
+            joint = torch.stack((own_joint + own_next, rival_joint + rival_next))  # (2, V)
+            log_own = joint.log_softmax(0)[0]                      # log P(own rating | text, id)
+            score = own_next + guidance * log_own
+            score[EOS] = -math.inf
+            assert row[n] == score.argmax()
 
 
-@pytest.mark.parametrize('what', ['pickle', 'cut', 'shape', 'type', 'word', 'json', 'config.json', 'model.safetensors'])
-def test_damaged_folders_are_refused_in_a_sentence(what, tmp_path):
-    save(tiny(), tmp_path)
-    damaged(tmp_path, what)
-    with pytest.raises(ValueError) as e:
-        load(tmp_path)
-    assert str(tmp_path) in str(e.value) and '\n' not in str(e.value)
+# --- dropout ---
+
+def test_dropout_keeps_its_share_and_the_mean():
+    x = torch.ones(64, 32, 64)
+    seeds = torch.arange(64, dtype=torch.int32)
+    for share in (0.1, 0.5):
+        y = dropout(x, share, seeds, place=1)
+        dropped = (y == 0).float()
+        assert dropped.mean().item() == pytest.approx(share, abs=0.005)
+        assert y.mean().item() == pytest.approx(1, abs=0.01)
+        assert y.unique().tolist() == pytest.approx([0, 1 / (1 - share)])
+        variance = share * (1 - share)
+        per_row = dropped.mean((1, 2))
+        per_place = dropped.mean(0)
+        assert (per_row - share).abs().max() < 5 * math.sqrt(variance / 2048)
+        assert (per_place - share).abs().max() < 6 * math.sqrt(variance / 64)
 
 
-def test_the_newest_folder_is_found(tmp_path, monkeypatch):
-    import os
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match='no trained model under out/'):
-        find()
-    for age, name in ((100, 'old'), (50, 'new'), (70, 'middle')):
-        save(tiny(), tmp_path / 'out' / name)
-        when = (tmp_path / 'out' / name / 'model.safetensors').stat().st_mtime - age
-        os.utime(tmp_path / 'out' / name / 'model.safetensors', (when, when))
-    assert find().name == 'new' and find('out/old').name == 'old'
+def test_without_seeds_nothing_is_dropped():
+    x = torch.ones(64, 32, 64)
+    assert torch.equal(dropout(x, 0.1, None, place=1), x)
 
 
-@pytest.mark.parametrize('wrong', [dict(d_model=30), dict(nhead=5), dict(arch='rnn'), dict(n_layers=0), dict(dropout=1.0), dict(nkv=3, nhead=4)])
+def test_what_is_dropped_depends_on_the_row_and_the_place_alone():
+    x = torch.ones(8, 4, 16)
+    seeds = torch.arange(8, dtype=torch.int32)
+    whole = dropout(x, 0.5, seeds, place=1)
+    two_rows_each = zip(x.split(2), seeds.split(2))
+    pieces = [dropout(rows, 0.5, own_seeds, place=1) for rows, own_seeds in two_rows_each]
+    assert torch.equal(whole, torch.cat(pieces))
+    assert not torch.equal(whole, dropout(x, 0.5, seeds, place=2))
+    assert not torch.equal(whole[0], whole[1])
+
+
+def test_the_hash_has_no_pattern():
+    """Flipping any bit of the input flips each bit of the output half of the time."""
+    x = torch.arange(0, 2 ** 31, 2 ** 17, dtype=torch.int64).to(torch.int32)
+    for bit in range(31):
+        changed = hash32(x) ^ hash32(x ^ (1 << bit))
+        for out in range(31):
+            output_bit = (changed >> out) & 1
+            assert output_bit.float().mean().item() == pytest.approx(0.5, abs=0.05)
+
+
+@both
+def test_dropout_moves_the_loss_only_with_seeds(arch):
+    model = tiny(arch, dropout=0.2)
+    x = random_ids(4, 8)
+    plain = tiny(arch)(x, x)
+    assert torch.equal(model(x, x), plain)
+    seeds = torch.arange(4, dtype=torch.int32)
+    dropped = model(x, x, seeds)
+    assert dropped != plain
+    assert dropped == model(x, x, seeds)
+    assert dropped != model(x, x, seeds + 1)
+
+
+# --- shapes ---
+
+@pytest.mark.parametrize('wrong', [
+    dict(d_model=30),
+    dict(nhead=5),
+    dict(arch='rnn'),
+    dict(n_layers=0),
+    dict(dropout=1.0),
+    dict(nkv=3, nhead=4),
+])
 def test_impossible_shapes_are_refused(wrong):
+    shape = {**dict(vocab_size=10, d_model=32, nhead=2), **wrong}
     with pytest.raises(ValueError):
-        Config(**{**dict(vocab_size=10, d_model=32, nhead=2), **wrong})
+        Config(**shape)
