@@ -3,372 +3,579 @@
     python train.py config/demo.py                                     one process, CPU or GPU
     torchrun --standalone --nproc_per_node=4 train.py config/kr3.py    four GPUs, the same losses
     python train.py --out_dir=out/demo --init_from=resume              go on where a run stopped
-    python train.py --init_from=out/kr3 --data_dir=data/mine --out_dir=out/mine    fine-tune a model folder
+    python train.py --init_from=out/kr3 --data_dir=data/mine --out_dir=out/mine         fine-tune
 
-    train.bin → shuffled reviews → rows (R, T+1) → batch (B, T+1) of step s → loss → gradients → optimizer → out_dir/
+    train.bin → shuffled reviews → rows (R, T+1) → batch (B, T+1) of step s → loss → gradients
+    → optimizer → out_dir/
 
-The batch of step s is a function of (data, seed, s) and nothing else, so a resumed run is the run that never stopped, bit
-for bit, and four processes draw the curve of one. Read main() first, then what it calls: data/rows.py makes the rows, data/counts.py the first
-weights, data/muon.py the steps; data/state.py keeps what resuming needs.
+The batch of step s is a function of (data, seed, s) and nothing else, and so is the dropout of its
+rows. So a resumed run is the run that never stopped, and four processes draw the curve of one. Read
+main() first, then Trainer, then parts/batches.py, parts/bigram.py and parts/optim.py.
 """
 import math
-import os
-import re
-import signal
-import sys
 import time
-import zlib
-from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 
-import numpy as np
 import torch
-import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from configurator import configure, declared, refuse, say
-from data.card import card
-from data.counts import start_from_counts
-from data.device import choose, matmul_flops, matmul_peak
-from data.muon import Muon
-from data.pictures import draw_losses
-from data.rows import inputs_and_targets, pack, read_bin, read_meta, row_length
-from data.state import add_to_log, begin_log, claim, keep_state, last_state
-from data.tune import model_to_tune
-from model import Config, build, save
+from configurator import configure
+from model import Config, build, generate
+from parts import checkpoint as files
+from parts.batches import Batches, inputs_and_targets, open_stream, read_meta, validation_rows
+from parts.bigram import init_from_bigrams
+from parts.compiling import compile_and_check, worth_compiling
+from parts.errors import UserError, print0
+from parts.optim import (
+    LossScaler,
+    load_optimizer_states,
+    lr_schedule,
+    make_optimizers,
+    set_learning_rate,
+)
+from parts.runtime import (
+    StopRequest,
+    add_in_fixed_order,
+    all_reduce,
+    check_same_checkpoint,
+    explain_failures,
+    from_rank0,
+    join_processes,
+    keep_freed_memory,
+    matmul_flops,
+    matmul_peak,
+    rank,
+    run_distributed,
+    select_device,
+    select_dtype,
+    wait_for_all,
+    world_size,
+)
 
-data_dir = 'data/kr3'      # what prepare.py wrote
-out_dir = 'out/kr3'        # where the model folder, the state and the log go
-mode = 'tokenizer'         # which of data_dir's vocabularies: tokenizer or manual
-init_from = 'scratch'      # scratch; resume: go on with the run in out_dir; or a model folder or Hub repository to fine-tune
-arch = 'decoder'           # decoder: attention; ffn: an MLP over the last `window` tokens
-d_model = 256              # width of the model
-d_ffn = 0                  # width inside its MLPs (0: 8/3 of d_model, in 64s)
-n_layers = 6               # depth
-nhead = 0                  # attention heads (0: one per 64 of d_model)
-window = 8                 # ffn: how many tokens it looks back
-chunk_size = 256           # tokens in a row, and how far attention looks back
-tied = False               # one matrix for embedding and head
-dropout = 0.0              # share of activations dropped in training; 0.1 when the data is repeated often
-batch_size = 16            # rows per optimizer step, over all processes together
-micro_batch = 0            # rows per forward pass of one process, to fit its memory (0: its whole share)
-epochs = 1                 # passes over the data
-n_tokens = 0.0             # million tokens per epoch (0: all there are)
-counts = True              # begin as a bigram model, by counting which token follows which (needs tied = False)
-optimizer = 'muon'         # muon: Muon for the matrices, AdamW for the rest; adamw: AdamW for all, the classic
-lr = 6e-3                  # peak learning rate
-weight_decay = 0.1         # pull of the matrices towards zero, per step and unit of learning rate
-warmup = 0                 # steps of rising learning rate (0: a fiftieth of the run)
-grad_clip = 1.0            # longest gradient allowed (0: any)
-eval_interval = 0          # steps between validations, each saving the state (0: ten a run)
-eval_tokens = 0.1          # million validation tokens, the same ones every time (0: all there are)
-log_interval = 0           # steps between lines of the log (0: forty a run)
-seed = 0                   # of initial weights, order of the data, dropout
-device = 'auto'            # cuda, mps, cpu, or auto: the first of them that is there
-dtype = 'auto'             # bfloat16, float16, float32, or auto: the fastest this device has in hardware
-compile = True             # torch.compile: 1.2 to 1.5 times as fast on two cores, after half a minute
-given = configure(globals())
+data_dir = 'data/kr3'  # what prepare.py wrote
+out_dir = 'out/kr3'    # where the model folder, the state and the log go
+mode = 'tokenizer'     # which of data_dir's vocabularies: tokenizer or manual
+init_from = 'scratch'  # scratch; resume the run in out_dir; a model folder or Hub name to fine-tune
+arch = 'decoder'       # decoder: attention; ffn: an MLP over the last `window` tokens
+d_model = 256          # width of the model
+d_ffn = 0              # width inside its MLPs (0: 8/3 of d_model, in 64s)
+n_layers = 6           # depth
+nhead = 0              # attention heads (0: one per 64 of d_model)
+window = 8             # ffn: how many tokens it looks back
+chunk_size = 256       # tokens in a row, and how far attention looks back
+tied = False           # one matrix for embedding and head
+dropout = 0.0          # share of activations dropped in training; 0.1 where data is repeated often
+batch_size = 16        # rows per optimizer step, over all processes together
+micro_batch = 0        # rows per forward pass of one process, to fit its memory (0: its share)
+epochs = 1             # passes over the data
+n_tokens = 0.0         # million tokens per epoch (0: all there are)
+counts = True          # begin as a bigram model, by counting what follows what (if not tied)
+optimizer = 'muon'     # muon: Muon for the matrices, AdamW for the rest; adamw: AdamW for all
+lr = 6e-3              # peak learning rate
+weight_decay = 0.1     # pull of the matrices towards zero, per step and unit of learning rate
+warmup = 0             # steps of rising learning rate (0: a fiftieth of the run)
+grad_clip = 1.0        # longest gradient allowed (0: any)
+eval_interval = 0      # steps between validations, each saving the state (0: ten a run at most)
+eval_tokens = 0.1      # million validation tokens, always the same (0: all); fewer in a short run
+log_interval = 0       # steps between lines of the log (0: forty a run)
+seed = 0               # of initial weights, order of the data, dropout; 0 to 2^63 - 1
+device = 'auto'        # cuda, mps, cpu, or auto: the first of them that is there
+dtype = 'auto'         # bfloat16, float16, float32, or auto: the one measured fastest here
+compile = 'auto'       # torch.compile: true, false, or auto: where the run is long enough to pay
+show = False           # at every validation, show what the model writes by now
+wandb = ''             # also log to this project of Weights & Biases (pip install wandb first)
+settings = configure(globals())
 
-MAY_CHANGE = {'micro_batch', 'eval_interval', 'eval_tokens', 'log_interval', 'device', 'dtype', 'compile'}
-RUN = [name for name in declared(Path(__file__).read_text('utf-8')) if name not in ('init_from', 'out_dir')]  # what makes a run this run
-rank, world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
-
-
-def add_up(tensor):
-    """The sum of what every process holds, on each of them."""
-    if world > 1:
-        dist.all_reduce(tensor)
-    return tensor
-
-
-def make_optimizers(model, device, kind):
-    """Every parameter in exactly one group. Rates are for AdamW's steps, about 1 in size; Muon's are scaled to the same."""
-    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and 'embed' not in name and 'lm_head' not in name]
-    gains = [p for p in model.parameters() if p.ndim == 1]
-    table = [model.model.embed_tokens.weight]
-    head = [] if tied else [model.lm_head.weight]
-    fused = dict(betas=(0.9, 0.99), fused=device.type in ('cpu', 'cuda'))
-    if optimizer == 'adamw':
-        opts = [torch.optim.AdamW([dict(params=matrices + table + head, weight_decay=weight_decay), dict(params=gains, weight_decay=0.0)], lr=lr, **fused)]
-    elif optimizer == 'muon':
-        # Entries of the embedding are of size 1, so it takes longer steps than the rest. What was counted or trained needs but a touch:
-        # 4 and 0.3 ended at 4.41 bits/char after 100,000 tokens, 10 and 1 at 4.47.
-        far, near = (1, 1) if tied else (4, 0.25) if counts or init_from != 'scratch' else (25, 1)
-        opts = [torch.optim.AdamW([dict(params=table, lr=far * lr), dict(params=head, lr=near * lr), dict(params=gains)], lr=lr, weight_decay=0.0, **fused),
-                Muon(matrices, lr, weight_decay, kind)]
-    else:
-        refuse(f"optimizer='{optimizer}': it is 'muon' or 'adamw'")
-    grouped = [id(p) for o in opts for g in o.param_groups for p in g['params']]
-    assert len(grouped) == len(set(grouped)) and set(grouped) == {id(p) for p in model.parameters()}
-    for g in (g for o in opts for g in o.param_groups):
-        g['peak'] = g['lr']
-    return opts
-
-
-def schedule(step, steps):
-    """Share of the peak learning rate: up in a line, down along half a cosine to zero at the last step (arXiv:1608.03983)."""
-    rise = warmup or max(1, steps // 50)
-    if step < rise:
-        return (step + 1) / rise
-    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
-
-
-def adopt(held, whose):
-    """Take over the settings that a run or a model goes by, whatever the defaults say today; a flag that says otherwise is refused."""
-    for name, value in held.items():
-        if name in given and globals()[name] != value and name not in MAY_CHANGE:
-            refuse(f'{whose} {name}={value}, not {globals()[name]}; leave --{name} out')
-        if name not in given:
-            globals()[name] = value
-
-
-def check(out):
-    """Everything that can be wrong before an hour of work is wrong now. Returns meta, and the state to resume from or None."""
-    state = None
-    if init_from == 'resume':
-        if not (out / 'state.pt').exists() and not (out / 'state.before.pt').exists():
-            refuse(f'{out} holds no run to resume (no state.pt)')
-        state = last_state(out)
-        adopt(state['settings'], f'the run in {out} was started with')
-    elif (out / 'state.pt').exists() or (out / 'model.safetensors').exists():
-        refuse(f'{out} already holds a run; go on with it (--init_from=resume), or name another --out_dir')
-    for name, least in dict(batch_size=1, epochs=1, lr=0, n_tokens=0, micro_batch=0, warmup=0, weight_decay=0, chunk_size=2).items():
-        if globals()[name] < least:
-            refuse(f'{name}={globals()[name]}: it takes {least} or more')
-    if batch_size % world:
-        refuse(f'batch_size={batch_size} does not divide among {world} processes')
-    return read_meta(data_dir, mode), state
+# May change when a run goes on; all other settings make it this run. NOT_KEPT are no part of it.
+MAY_CHANGE = {'micro_batch', 'eval_interval', 'eval_tokens', 'log_interval',
+              'device', 'dtype', 'compile', 'show', 'wandb'}
+NOT_KEPT = {'init_from', 'out_dir', 'given'}
 
 
 def main():
-    out = Path(out_dir)
-    meta, state = check(out)
-    try:
-        dev, kind = choose(device, dtype)
-    except ValueError as e:
-        refuse(e)
-    if rank == 0:
-        claim(out)
-    if world > 1:
-        dist.init_process_group('nccl' if dev.type == 'cuda' else 'gloo')
-    os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
-    torch.use_deterministic_algorithms(True, warn_only=True)  # sums in a fixed order, or two runs part ways in the last bit
-    torch.utils.deterministic.fill_uninitialized_memory = False  # its other half, which costs time and finds only bugs
-    asked = []
+    device = select_device(settings.device)
+    with explain_failures(device):
+        out = Path(settings.out_dir)
+        run, checkpoint = settings_and_checkpoint(out)
+        meta = read_meta(run.data_dir, run.mode)
+        if rank == 0:
+            files.lock_folder(out)
+        stop = StopRequest()
+        add_in_fixed_order()
+        keep_freed_memory(device)
+        join_processes(device)
+        run, base, about = fine_tuned_model(run, meta, checkpoint)
+        data = load_data(run, {**meta, **about}, checkpoint)
+        if checkpoint and checkpoint['step'] >= data.steps:
+            print0(f'the run in {out} is complete: {data.steps:,} steps')
+            return 0
+        trainer = Trainer(run, data, device, out, checkpoint, base)
+        return training_loop(trainer, stop)
 
-    def ask(number, frame):
-        if asked and number == signal.SIGINT and time.monotonic() > asked[-1][1] + 1:  # sooner it is torchrun, which passes on what all have heard
-            os._exit(130)  # Ctrl-C twice: at once
-        asked.append((number, time.monotonic()))
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, ask)
-    eos, folder, about, base = meta['eos'], Path(data_dir, mode), {}, None
-    if state:
-        about = state['about']
-    elif init_from != 'scratch':
-        try:
-            base, about = model_to_tune(init_from, folder, meta, dropout)
-        except (OSError, ValueError, LookupError, TypeError) as e:
-            refuse(f'{init_from} cannot be fine-tuned: {e}')
-        base.config.chunk_size = chunk_size if 'chunk_size' in given else min(chunk_size, base.config.chunk_size)
-        adopt({**{name: getattr(base.config, name) for name in ('arch', 'd_model', 'd_ffn', 'n_layers', 'nhead', 'window', 'chunk_size', 'tied')}, 'counts': False},
-              f'the model in {init_from} has')
-    meta, T = {**meta, **about}, chunk_size
-    vocabulary = {file: (folder / file).read_bytes() for file in ('tokenizer.json', 'tokenizer_config.json', meta['vocabulary'])}
-    data, starts = read_bin(folder / 'train.bin', meta, 'train')
-    val_data, val_starts = read_bin(folder / 'val.bin', meta, 'val')
 
-    mark = zlib.crc32(data)
-    if state and state['data'] != mark:
-        refuse(f'{folder}/train.bin is not what the run in {out} was trained on; prepare it as it was, or begin anew in another --out_dir')
+def training_loop(trainer, stop):
+    """All steps that are left; returns the exit status."""
+    while trainer.step < trainer.steps:
+        batch = trainer.next_batch()
+        loss = trainer.forward_backward(*batch)
+        gradient_norm = trainer.clip_gradients()
+        trainer.optimizer_step(gradient_norm)
+        trainer.count_step(loss)
 
-    # how long the run is follows from the data
-    tokens = int(min(n_tokens * 1e6, len(data) - 1)) if n_tokens else len(data) - 1
-    steps_per_epoch = tokens // (batch_size * T)
-    steps = epochs * steps_per_epoch
-    if not steps:
-        refuse(f'{tokens:,} tokens do not fill one batch of {batch_size} rows of {T}; take a smaller --batch_size or --chunk_size, or more data')
-    every = eval_interval or max(1, steps // 10)
-    log_every = log_interval or max(1, steps // 40)
+        last = trainer.step == trainer.steps
+        stopping = stop.heard(trainer.device)
+        due = last or trainer.step % trainer.eval_interval == 0
+        if due or stopping or trainer.step % trainer.log_interval == 0:
+            trainer.log(validate=due)
+        if due or stopping:
+            trainer.save_state()
+        if stopping and not last:
+            return trainer.stopped(stop)
+    return trainer.finished()
 
-    lengths = np.diff(starts)
-    row = row_length(lengths, T)
-    rows_per_step = batch_size * T // row
 
-    @lru_cache(1)
-    def epoch_rows(epoch):
-        """The rows of an epoch: all reviews shuffled and packed, or as many of them as n_tokens asks for."""
-        rng = np.random.default_rng((seed, epoch))
-        order = rng.permutation(len(starts) - 1)
-        count = np.searchsorted(lengths[order].cumsum(), steps_per_epoch * batch_size * T) + 1
-        rows = pack(data, starts, order[:count], row, eos)[:steps_per_epoch * rows_per_step]
-        return rows[rng.permutation(len(rows))]
+class Trainer:
+    """A run: the model, what makes it learn, and how far it has come."""
 
-    limit = eval_tokens * 1e6 or math.inf
-    val_rows = pack(val_data, val_starts, range(max(1, int((val_starts[1:] <= limit).sum()))), T, eos)
+    def __init__(self, run, data, device, out, checkpoint, base):
+        self.run, self.data, self.device, self.out = run, data, device, out
+        self.batches, self.steps = data.batches, data.steps
+        self.eval_interval = run.eval_interval or max(1, self.steps // 10)
+        self.log_interval = run.log_interval or max(1, self.steps // 40)
+        self.step, self.best, self.seconds = 0, math.inf, 0.0
+        self.model = (base or new_model(run, data, checkpoint)).to(device)
+        self.first_weights(checkpoint, base)
+        self.choose_computation(checkpoint)
 
-    # the model
-    torch.manual_seed(seed)
-    if state and state['step'] >= steps:
-        say(f'the run in {out} is complete: {steps:,} steps')
-        return
-    if not base:
-        try:
-            base = build(Config(**state['config']) if state else Config(
-                vocab_size=meta['vocab_size'], arch=arch, d_model=d_model, d_ffn=d_ffn or -(-d_model * 8 // 3 // 64) * 64, n_layers=n_layers,
-                nhead=nhead or max(1, round(d_model / 64)), chunk_size=T, window=window, eos=eos, bos=meta['starts']['unknown'], tied=tied, dropout=dropout))
-        except ValueError as e:
-            refuse(e)
-    raw = base.to(dev)
-    optimizers = make_optimizers(raw, dev, kind)
-    scaler = torch.amp.GradScaler(dev.type, enabled=kind == torch.float16)
-    begin, best, seconds = 0, math.inf, 0.0
-    if counts and not tied and d_model > 2 and not state and rank == 0:  # the other processes get the first one's weights
-        clock = time.perf_counter()
-        start_from_counts(raw, data)
-        seconds = time.perf_counter() - clock
-    if state:
-        raw.load_state_dict(state['model'])
-        for opt, saved in zip(optimizers, state['optimizers']):
-            opt.load_state_dict(saved)
-        scaler.load_state_dict(state['scaler'])
-        begin, best, seconds = state['step'], state['best'], state['seconds']
-    share = rows_per_step // world
-    micro = min(micro_batch * T // row or share, share)
-    peak = matmul_peak(dev, kind) * world
-    say(f'{arch} of {sum(p.numel() for p in raw.parameters()):,} parameters on {world} × {dev.type} in {str(kind).removeprefix("torch.")}, '
-        f'measured peak {peak / 1e12:.2f} TFLOP/s\n{steps:,} steps of {batch_size * T:,} tokens: {epochs} × {tokens:,}; {len(val_rows) * T:,} validation tokens')
+        self.optimizers = make_optimizers(self.model, run.optimizer, run.lr, run.weight_decay,
+                                          self.dtype, self.warm_start)
+        self.scaler = LossScaler(self.dtype)
+        if checkpoint:
+            load_optimizer_states(self.optimizers, checkpoint['optimizers'])
+            self.scaler.load_state_dict(checkpoint['scaler'])
+        self.parallel = self.model
+        if world_size > 1:
+            devices = [device.index] if device.type == 'cuda' else None
+            self.parallel = DistributedDataParallel(self.model, device_ids=devices)
 
-    model = raw
-    if compile:
-        raw.compile(dynamic=False)  # in place: names of parameters stay as they are
-    if world > 1:
-        model = DistributedDataParallel(raw, device_ids=[dev.index] if dev.type == 'cuda' else None)
-    autocast = torch.autocast(dev.type, kind, enabled=kind != torch.float32)
+        if rank == 0:
+            files.start_log(out, self.step)
+        if rank == 0 and run.wandb:
+            import wandb
+            self.wandb = wandb.init(project=run.wandb, name=out.resolve().name, config=vars(run))
+        self.first_step, self.first_seconds = self.step, self.seconds
+        self.loss_sum, self.steps_since_log = 0.0, 0
+        self.clock = time.perf_counter()
 
-    def forward_backward(rows):
-        """Gradients of the mean loss over the whole global batch, rows (rows_per_step, row+1). Returns this process's share of that loss."""
-        goals = int((~((rows[:, :-1] == eos) & (rows[:, 1:] == eos))).sum())
-        mine, total = rows[rank * share:(rank + 1) * share], 0.0
-        for i in range(0, share, micro):
-            x, y = inputs_and_targets(mine[i:i + micro], eos, dev)
-            if world > 1:
-                model.require_backward_grad_sync = i + micro >= share  # the processes talk once a step
-            with autocast:
-                loss = model(x, y) / goals
-            scaler.scale(loss * world).backward()  # times world, because DDP averages what we want summed
+    def first_weights(self, checkpoint, base):
+        """The checkpoint's, those of the model to fine-tune, counted ones, or random ones."""
+        run = self.run
+        counted = run.counts and not run.tied and run.d_model > 2
+        self.warm_start = bool(base) or counted
+        if checkpoint:
+            self.model.load_state_dict(checkpoint['model'])
+            self.warm_start = checkpoint['warm_start']
+            self.step = checkpoint['step']
+            self.best = checkpoint['best']
+            self.seconds = checkpoint['seconds']
+        elif counted and not base and rank == 0:  # the other processes get the first one's weights
+            start = time.perf_counter()
+            init_from_bigrams(self.model, self.data.tokens)
+            self.seconds = time.perf_counter() - start  # counting is part of training
+
+    def choose_computation(self, checkpoint):
+        """Set dtype and compiled: as asked, as measured, or as the run did before it went on."""
+        run, device = self.run, self.device
+        self.micro_rows = min(self.data.micro_rows, self.data.rows_per_rank)
+        self.flops_per_token = matmul_flops(self.model, self.batches.row_length)
+        n_tokens = self.steps * self.batches.tokens_per_step
+        n_flops = self.flops_per_token * n_tokens / world_size
+        compiled = worth_compiling(run.compile, n_flops, device)
+        dtype = run.dtype
+        if checkpoint and dtype == 'auto':
+            dtype = checkpoint['computation']['dtype']
+        if checkpoint and run.compile == 'auto':
+            compiled = checkpoint['computation']['compiled']
+        self.dtype, told = from_rank0(select_dtype(dtype, device))
+        self.peak = from_rank0(matmul_peak(device, self.dtype)) * world_size
+        n_parameters = sum(p.numel() for p in self.model.parameters())
+        print0(f'{run.arch} of {n_parameters:,} parameters on {world_size} × {device.type} '
+               f'in {told}, {"" if compiled else "not "}compiled, '
+               f'measured peak {self.peak / 1e12:.2f} TFLOP/s\n'
+               f'{self.steps:,} steps of {self.batches.tokens_per_step:,} tokens: '
+               f'{run.epochs} × {self.data.tokens_per_epoch:,}; '
+               f'{self.data.val_rows[:, 1:].size:,} validation tokens')
+        self.compiled = compiled
+        if compiled:
+            checked = compile_and_check(self.model, self.one_pass, self.dtype, device)
+            self.compiled, self.dtype = checked
+
+    # --- one step ---
+
+    def next_batch(self):
+        """This process's rows of the step (B, T+1), their dropout seeds (B,) or None, and how many
+        targets the rows of all processes have."""
+        first = rank * self.data.rows_per_rank
+        end = first + self.data.rows_per_rank
+        rows, n_targets = self.batches.rows(self.step, first, end)
+        seeds = self.batches.dropout_seeds(self.step)[first:end] if self.run.dropout else None
+        return rows, seeds, n_targets
+
+    def forward_backward(self, rows, seeds, n_targets):
+        """Gradients of the mean loss over the whole step. Returns this process's share of it."""
+        total = 0.0
+        for i in range(0, len(rows), self.micro_rows):
+            part = slice(i, i + self.micro_rows)
+            if world_size > 1:  # the processes talk once a step
+                self.parallel.require_backward_grad_sync = part.stop >= len(rows)
+            loss = self.loss(self.parallel, rows[part], seeds, part, self.dtype) / n_targets
+            # times world_size, for DistributedDataParallel averages what is to be summed
+            (loss * self.scaler.scale * world_size).backward()
             total = total + loss.detach()
         return total
 
+    def loss(self, model, rows, seeds, part, dtype):
+        """Summed cross-entropy of rows (B, T+1), with the seeds of that part of the batch."""
+        x, y = inputs_and_targets(rows, self.data.eos, self.device)    # (B, T) each
+        if seeds is not None:
+            seeds = seeds[part].to(self.device)
+        with self.autocast(dtype):
+            return model(x, y, seeds)
+
+    def clip_gradients(self):
+        """Shorten the gradient of all parameters together to grad_clip; returns the norm it had."""
+        parameters = list(self.model.parameters())
+        self.scaler.unscale(parameters)
+        longest = self.run.grad_clip or math.inf
+        return torch.nn.utils.clip_grad_norm_(parameters, longest)
+
+    def optimizer_step(self, gradient_norm):
+        set_learning_rate(self.optimizers, self.lr_at(self.step))
+        sound = self.scaler.allows_step(gradient_norm)  # float16 alone may say no
+        for optimizer in self.optimizers:
+            if sound:
+                optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    def count_step(self, loss):
+        self.step += 1
+        self.loss_sum = self.loss_sum + loss
+        self.steps_since_log += 1
+
+    def one_pass(self, dtype):
+        """Forward and backward of the first micro-batch, this process alone; returns its loss."""
+        rows, seeds, n_targets = self.next_batch()
+        part = slice(0, self.micro_rows)
+        loss = self.loss(self.model, rows[part], seeds, part, dtype) / n_targets
+        loss.backward()
+        return loss.detach()
+
+    def autocast(self, dtype):
+        return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
+
+    def lr_at(self, step):
+        return self.run.lr * lr_schedule(step, self.steps, self.run.warmup)
+
+    # --- between steps ---
+
     @torch.no_grad()
-    def validate():
-        """Mean loss per token over the validation rows, shared out among the processes."""
-        raw.eval()
-        sums = torch.zeros(2, dtype=torch.float64)
-        wide = max(micro * row, 4096) // T  # rows; nothing is kept for a backward pass
-        for i in range(rank * wide, len(val_rows), world * wide):
-            x, y = inputs_and_targets(val_rows[i:i + wide], eos, dev)
-            with autocast:
-                sums += torch.tensor([raw.forward(x, y).item(), (y >= 0).sum().item()], dtype=torch.float64)  # not compiled: a second compilation pays late
-        raw.train()
-        nats, count = add_up(sums.to(dev) if world > 1 else sums).tolist()
-        return nats / count
+    def validate(self):
+        """Mean loss in nats per token over the validation rows, shared out among the processes."""
+        rows = self.data.val_rows
+        tokens_per_pass = max(self.micro_rows * self.batches.row_length, 4096)
+        width = max(1, tokens_per_pass // self.run.chunk_size)  # rows a pass
+        sums = torch.zeros(2, dtype=torch.float64)              # nats, targets
+        for i in range(rank * width, len(rows), world_size * width):
+            x, y = inputs_and_targets(rows[i:i + width], self.data.eos, self.device)
+            with self.autocast(self.dtype):
+                nats = self.model.forward(x, y)  # not compiled: these rows have another shape
+            sums += torch.tensor([nats.item(), (y >= 0).sum().item()], dtype=torch.float64)
+        if world_size > 1:
+            sums = all_reduce(sums.to(self.device)).cpu()
+        return (sums[0] / sums[1]).item()
 
-    raw.train()
-    first = epoch_rows(begin // steps_per_epoch)[:rows_per_step]
-    try:  # the first pass compiles; it is thrown away, so that the clock measures training
-        forward_backward(first)
-    except torch._dynamo.exc.TorchDynamoException as e:
-        say(f'not compiled: {str(e).strip().splitlines()[0]}')
-        torch._dynamo.reset()
-        raw._compiled_call_impl = None
-        forward_backward(first)
-    for opt in optimizers:
-        opt.zero_grad(set_to_none=True)
-
-    if rank == 0:
-        begin_log(out, begin)
-    to_bits = (meta['val_tokens'] - 1) / meta['val_chars'] / math.log(2)
-    floor = meta.get('floor_bits_per_char')
-    running, logged, clock, here = 0.0, begin, time.perf_counter(), seconds
-    for step in range(begin, steps + 1):  # one more than there are steps: the last weights are validated too
-        stop = add_up(torch.tensor(len(asked), device=dev)).item() > 0 if world > 1 else bool(asked)  # all of them or none
-        last, due = step == steps, step % every == 0
-        if last or step > begin and (due or stop or step % log_every == 0):
-            mean = add_up(torch.as_tensor(running / max(1, step - logged), device=dev)).item()
-            seconds += time.perf_counter() - clock
-            val = validate() if due or last else None
-            if not math.isfinite(mean + (val or 0)):
-                say(f'the loss is {mean if val is None else val} by step {step:,}, learning rate {lr * schedule(step - 1, steps):.2e}; {out} keeps the last '
-                    'good state. Start again with a smaller --lr.')
-                raise SystemExit(1)
+    def log(self, validate):
+        """Tell the mean loss since the last line; with validate also that on held-out reviews, and
+        keep the model if it is the best so far."""
+        mean = torch.as_tensor(self.loss_sum / self.steps_since_log, device=self.device)
+        mean = all_reduce(mean).item()
+        self.seconds += time.perf_counter() - self.clock
+        val_loss = self.validate() if validate else None
+        self.check_finite(mean, val_loss)
+        if rank == 0:
+            self.report(mean, val_loss)
+            if validate and self.run.show:
+                self.show_reviews()
+        if validate and val_loss < self.best:
+            self.best = val_loss
             if rank == 0:
-                speed = (step - begin) * batch_size * T / max(1e-9, seconds - here)
-                report(out, step, steps, mean, val, seconds, speed, matmul_flops(raw, row) * speed / peak, to_bits, floor)
-                if val is not None and val < best:
-                    best = val
-                    scores = {'step': step, 'tokens': step * batch_size * T, 'val_loss': val, 'bits_per_char': val * to_bits, 'data_dir': data_dir}
-                    save(raw, out, {**meta, **scores}, {**vocabulary, 'README.md': card(raw, {**meta, **scores}, out.resolve().name).encode()})
-                if due or last or stop:
-                    keep_state(out, model=raw.state_dict(), optimizers=[o.state_dict() for o in optimizers], scaler=scaler.state_dict(), step=step, best=best,
-                               seconds=seconds, settings={name: globals()[name] for name in RUN}, config=vars(raw.config), about=about, data=mark)
-            running, logged, clock = 0.0, step, time.perf_counter()
-        if last or stop:
-            break
+                self.save_model(val_loss)
+        self.loss_sum, self.steps_since_log = 0.0, 0
+        self.clock = time.perf_counter()
 
-        torch.manual_seed((seed * 1_000_003 + step) * 1_000_003 + rank)  # dropout is a function of the step, too
-        epoch, at = divmod(step, steps_per_epoch)
-        running = running + forward_backward(epoch_rows(epoch)[at * rows_per_step:(at + 1) * rows_per_step])
-        for opt in optimizers:
-            scaler.unscale_(opt)
-            for group in opt.param_groups:
-                group['lr'] = group['peak'] * schedule(step, steps)
-        if grad_clip:
-            torch.nn.utils.clip_grad_norm_(raw.parameters(), grad_clip)
-        for opt in optimizers:
-            scaler.step(opt)
-            opt.zero_grad(set_to_none=True)
-        scaler.update()
-    if rank == 0:
-        draw_losses(out, floor)
-    if world > 1:
-        dist.barrier()  # none leaves while another still saves
-    if step < steps:
-        say(f'stopped at step {step:,} of {steps:,}; go on with: python train.py --out_dir={out} --init_from=resume')
-        raise SystemExit(128 + (asked[0][0] if asked else signal.SIGTERM))
-    say(f'best validation loss {best:.4f}, kept in {out}; write with: python sample.py --model_path={out}')
+    def check_finite(self, *losses):
+        """End the run where it has come to no number, before anything good is overwritten."""
+        for loss in losses:
+            if loss is not None and not math.isfinite(loss):
+                print0(f'the loss is {loss} by step {self.step:,}, learning rate '
+                       f'{self.lr_at(self.step - 1):.2e}; {self.out} keeps the last good state. '
+                       'Start again with a smaller --lr.')
+                raise SystemExit(1)
+
+    def report(self, mean, val_loss):
+        """One line for the screen and one for log.csv."""
+        tokens_per_step = self.batches.tokens_per_step
+        seconds_here = max(1e-9, self.seconds - self.first_seconds)
+        speed = (self.step - self.first_step) * tokens_per_step / seconds_here
+        minutes_left = (self.steps - self.step) * tokens_per_step / speed / 60
+        validation, bits = '', ''
+        if val_loss is not None:
+            bits_per_char = val_loss * self.data.bits_per_nat
+            bits = f'{bits_per_char:.4f}'
+            validation = f'  validation {val_loss:.3f}  {bits} bits/char'
+            if self.data.floor:
+                validation += f' ({bits_per_char / self.data.floor - 1:+.1%} from the floor)'
+        used = self.flops_per_token * speed / self.peak
+        print(f'step {self.step:,}/{self.steps:,}  loss {mean:.3f}{validation}  '
+              f'{speed:,.0f} tokens/s  {used:.0%} of peak  {minutes_left:.1f} min left', flush=True)
+        row = {
+            'step': self.step,
+            'tokens': self.step * tokens_per_step,
+            'seconds': f'{self.seconds:.2f}',
+            'train_loss': f'{mean:.5f}',
+            'val_loss': '' if val_loss is None else f'{val_loss:.5f}',
+            'bits_per_char': bits,
+            'lr': f'{self.lr_at(self.step):.3e}',
+        }
+        files.append_log(self.out, row)
+        if self.run.wandb:
+            known = {name: float(value) for name, value in row.items() if value}
+            self.wandb.log(known, step=self.step)
+
+    def show_reviews(self):
+        """Print a short review of each rating, always of the same seed: one can watch it learn."""
+        from parts.corpus import RATING_NAMES
+        from parts.vocabulary import load_vocabulary
+        vocabulary = load_vocabulary(Path(self.run.data_dir, self.run.mode))
+        for rating, (name, _) in enumerate(RATING_NAMES):
+            start = [vocabulary.eos, vocabulary.rating_ids[rating]]
+            idx = torch.tensor([start], device=self.device)
+            generator = torch.Generator(self.device).manual_seed(0)  # training's stays as it is
+            columns = generate(self.model, idx, 40, vocabulary.banned, temperature=0.8,
+                               generator=generator)
+            ids = [column.item() for column in columns]
+            print(f'    {name:9}  {vocabulary.decode([i for i in ids if i != vocabulary.eos])}')
+
+    def save_model(self, val_loss):
+        """The model folder: the best so far on validation."""
+        from parts.folder import model_card, save_model  # here, for it is slow to import
+        meta = {
+            **self.data.meta,
+            'step': self.step,
+            'tokens': self.step * self.batches.tokens_per_step,
+            'val_loss': val_loss,
+            'bits_per_char': val_loss * self.data.bits_per_nat,
+            'data_dir': self.run.data_dir,
+        }
+        card = model_card(self.model, meta, self.out.resolve().name)
+        more = {**self.data.vocabulary_files, 'README.md': card.encode()}
+        save_model(self.model, self.out, meta, more)
+
+    def save_state(self):
+        """state.pt: the last step, all that resuming needs."""
+        if rank != 0:
+            return
+        if not all(p.isfinite().all() for p in self.model.parameters()):
+            self.check_finite(math.nan)
+        kept = {name: value for name, value in vars(self.run).items() if name not in NOT_KEPT}
+        dtype = str(self.dtype).removeprefix('torch.')
+        files.save_checkpoint(self.out, {
+            'model': self.model.state_dict(),
+            'optimizers': [optimizer.state_dict() for optimizer in self.optimizers],
+            'scaler': self.scaler.state_dict(),
+            'step': self.step,
+            'best': self.best,
+            'seconds': self.seconds,
+            'settings': kept,
+            'computation': {'dtype': dtype, 'compiled': self.compiled},
+            'config': vars(self.model.config),
+            'warm_start': self.warm_start,
+            'about': self.data.about,
+            'data': self.data.checksum,
+        })
+
+    def stopped(self, stop):
+        wait_for_all()
+        print0(f'stopped at step {self.step:,} of {self.steps:,}; '
+               f'go on with: python train.py --out_dir={self.out} --init_from=resume')
+        return stop.exit_status
+
+    def finished(self):
+        if rank == 0:
+            from parts.pictures import draw_losses
+            draw_losses(self.out, self.data.floor)
+        wait_for_all()
+        print0(f'best validation loss {self.best:.4f}, kept in {self.out}; '
+               f'write with: python sample.py --model_path={self.out}')
+        if self.run.arch == 'decoder':
+            print0(f'look inside: python sample.py --model_path={self.out} '
+                   f'--page={self.out}/page.html')
+        return 0
 
 
-def report(out, step, steps, loss, val, seconds, speed, used, to_bits, floor):
-    """One line for the screen and one for the log."""
-    bits = '' if val is None else f'{val * to_bits:.4f}'
-    add_to_log(out, step, step * batch_size * chunk_size, f'{seconds:.2f}', f'{loss:.5f}', '' if val is None else f'{val:.5f}', bits, f'{lr * schedule(step, steps):.3e}')
-    left = (steps - step) * batch_size * chunk_size / speed if speed else 0
-    above = f' ({val * to_bits / floor - 1:+.1%} from the floor)' if val is not None and floor else ''
-    print(f'step {step:,}/{steps:,}  loss {loss:.3f}' + (f'  validation {val:.3f}  {bits} bits/char{above}' if val is not None else '')
-          + f'  {speed:,.0f} tokens/s  {used:.0%} of peak  {left / 60:.1f} min left', flush=True)
+# --- before the first step ---
+
+def settings_and_checkpoint(out):
+    """(settings, checkpoint): as given, or those of the run that goes on; None for a new run."""
+    run, checkpoint = settings, None
+    if settings.init_from == 'resume':
+        checkpoint, checksum = files.load_checkpoint(out)
+        checkpoint['checksum'] = checksum
+        held = checkpoint['settings']
+        run = adopt(settings, held, f'the run in {out} was started with')
+    elif files.has_checkpoint(out) or (out / 'model.safetensors').exists():
+        raise UserError(f'{out} already holds a run; go on with it (--init_from=resume), '
+                        'or name another --out_dir')
+    check_settings(run)
+    return run, checkpoint
 
 
-def guarded():
-    """main(), with a sentence for what the machine may do to it."""
+def check_settings(run):
+    """Raise UserError where a number makes no sense."""
+    for name in ('batch_size', 'epochs'):
+        if getattr(run, name) < 1:
+            raise UserError(f'{name}={getattr(run, name)}: it takes 1 or more')
+    for name in ('lr', 'n_tokens', 'micro_batch', 'warmup', 'weight_decay', 'grad_clip',
+                 'eval_interval', 'eval_tokens', 'log_interval'):
+        if getattr(run, name) < 0:
+            raise UserError(f'{name}={getattr(run, name)}: it takes 0 or more')
+    if run.chunk_size < 2:
+        raise UserError(f'chunk_size={run.chunk_size}: it takes 2 or more')
+    if not 0 <= run.seed < 2 ** 63:
+        raise UserError(f'seed={run.seed}: it takes a whole number from 0 to 2^63 - 1')
+    if run.batch_size % world_size:
+        raise UserError(f'batch_size={run.batch_size} does not divide among {world_size} processes')
+
+
+def adopt(settings, held, whose):
+    """The settings, with those that a run or a model folder holds in their place.
+
+    A flag that contradicts raises UserError.
+    """
+    run = SimpleNamespace(**vars(settings))
+    for name, value in held.items():
+        asked = getattr(settings, name)
+        if name not in settings.given:
+            setattr(run, name, value)
+        elif asked != value and name not in MAY_CHANGE:
+            raise UserError(f'{whose} {name}={value}, not {asked}; leave --{name} out')
+    return run
+
+
+def fine_tuned_model(run, meta, checkpoint):
+    """(settings, the model that init_from names or None, what the next model card tells of it)."""
+    if checkpoint:
+        check_same_checkpoint(checkpoint['step'], checkpoint['checksum'])
+        return run, None, checkpoint['about']
+    if run.init_from == 'scratch':
+        return run, None, {}
+    from parts.folder import base_model
+    base, about = base_model(run.init_from, Path(run.data_dir, run.mode), meta, run.dropout)
+    config = base.config
+    if 'chunk_size' in run.given:
+        config.chunk_size = run.chunk_size
+    config.chunk_size = min(run.chunk_size, config.chunk_size)
+    held = {'counts': False}
+    for name in ('arch', 'd_model', 'd_ffn', 'n_layers', 'nhead', 'window', 'chunk_size', 'tied'):
+        held[name] = getattr(config, name)
+    return adopt(run, held, f'the model in {run.init_from} has'), base, about
+
+
+def load_data(run, meta, checkpoint):
+    """All that the loop reads: the batches, the validation rows, the vocabulary.
+
+    Raises UserError where they do not fit each other or the settings.
+    """
+    folder = Path(run.data_dir, run.mode)
+    eos, T = meta['eos'], run.chunk_size
+    tokens, review_offsets = open_stream(folder, meta, 'train')
+    checksum = meta['train_crc32']
+    if checkpoint and checkpoint['data'] != checksum:
+        raise UserError(f'{folder}/train.bin is not what the run in {settings.out_dir} was trained '
+                        'on; prepare it as it was, or begin anew in another --out_dir')
+
+    # how long the run is follows from the data
+    tokens_per_epoch = len(tokens) - 1
+    if run.n_tokens:
+        tokens_per_epoch = min(int(run.n_tokens * 1e6), tokens_per_epoch)
+    batches = Batches(tokens, review_offsets, eos, T, run.batch_size, tokens_per_epoch, run.seed)
+    steps = run.epochs * batches.steps_per_epoch
+    if not steps:
+        raise UserError(f'{tokens_per_epoch:,} tokens do not fill one batch of {run.batch_size} '
+                        f'rows of {T}; take a smaller --batch_size or --chunk_size, or more data')
+    rows_per_rank = batches.rows_per_step // world_size
+    micro_rows = run.micro_batch * T // batches.row_length or rows_per_rank
+
+    if not checkpoint:
+        plan = validation_plan(run, steps, batches.tokens_per_step)
+        run.eval_interval, run.eval_tokens = plan
+    val_tokens, val_offsets = open_stream(folder, meta, 'val')
+    most_tokens = run.eval_tokens * 1e6 or math.inf
+    val_rows = validation_rows(val_tokens, val_offsets, T, eos, most_tokens)
+
+    bits_per_nat = (meta['val_tokens'] - 1) / meta['val_chars'] / math.log(2)  # of a token and char
+    about = {name: meta[name] for name in ('base_model', 'sources', 'vocabulary_licence')
+             if name in meta}
+    vocabulary_files = {}
+    for name in ('tokenizer.json', 'tokenizer_config.json', meta['vocabulary']):
+        vocabulary_files[name] = (folder / name).read_bytes()
+    return SimpleNamespace(
+        meta=meta, eos=eos, tokens=tokens, checksum=checksum, batches=batches, steps=steps,
+        tokens_per_epoch=tokens_per_epoch, rows_per_rank=rows_per_rank, micro_rows=micro_rows,
+        val_rows=val_rows, bits_per_nat=bits_per_nat, floor=meta.get('floor_bits_per_char'),
+        about=about, vocabulary_files=vocabulary_files)
+
+
+def validation_plan(run, steps, tokens_per_step):
+    """(eval_interval, eval_tokens in millions): as given or, where not, so little that validation
+    takes a twentieth of the run.
+
+    A validation token costs half a training token at most, for it has no backward pass; so a tenth
+    of the run's tokens will do: ten validations or, in a short run, fewer of 20,000 tokens.
+    """
+    interval, million = run.eval_interval, run.eval_tokens
+    if 'eval_tokens' not in run.given:
+        budget = steps * tokens_per_step / 1e6 / 10
+        n_validations = min(10, max(1, int(budget / 0.02)))
+        if 'eval_interval' in run.given:
+            n_validations = max(1, steps // (interval or max(1, steps // 10)))
+        else:
+            interval = math.ceil(steps / n_validations)
+        million = min(million, budget / n_validations)
+    return interval, million
+
+
+def new_model(run, data, checkpoint):
+    """An untrained model of the shape that the settings or the checkpoint tell."""
+    torch.manual_seed(run.seed)
+    in_64s = -(-run.d_model * 8 // 3 // 64) * 64
+    shape = {
+        'vocab_size': data.meta['vocab_size'],
+        'eos': data.eos,
+        'bos': data.meta['starts']['unknown'],
+        'd_ffn': run.d_ffn or in_64s,
+        'nhead': run.nhead or max(1, round(run.d_model / 64)),
+    }
+    for name in ('arch', 'd_model', 'n_layers', 'chunk_size', 'window', 'tied', 'dropout'):
+        shape[name] = getattr(run, name)
+    if checkpoint:
+        shape = checkpoint['config']
     try:
-        main()
-    except torch.OutOfMemoryError:
-        refuse(f'the {device} has too little memory for {micro_batch or batch_size // world} rows at once; take a smaller --micro_batch, the result is the same')
-    except OSError as e:  # a full disk, a folder gone: what was saved before is whole
-        refuse(f'{e}; what was saved before is there still')
-    except RuntimeError as e:
-        if world == 1 or not re.search('gloo|nccl', str(e), re.IGNORECASE):
-            raise
-        print(f'process {rank}: another process has ended ({str(e).splitlines()[0]}); what was saved before is there still: --init_from=resume', file=sys.stderr)
-        raise SystemExit(1)
+        return build(Config(**shape))
+    except ValueError as error:
+        raise UserError(error) from None
 
 
 if __name__ == '__main__':
-    try:
-        guarded()
-        status = 0
-    except SystemExit as e:
-        status = e.code
-    sys.stdout.flush()
-    (os._exit if world > 1 else sys.exit)(status)  # several: at once, for gloo's threads may hold tensors of Python's, and abort when it goes first (pytorch/pytorch#190489)
+    run_distributed(main)

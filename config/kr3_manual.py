@@ -1,4 +1,5 @@
-# One id per character.  python prepare.py --mode=manual first. A review is twice as many tokens, so rows are twice as long.
+# One id per character.  python prepare.py --mode=manual first. A review is twice as many tokens, so
+# rows are twice as long.
 data_dir = 'data/kr3'
 out_dir = 'out/kr3_manual'
 mode = 'manual'

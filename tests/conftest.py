@@ -13,28 +13,59 @@ from filelock import FileLock
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ['OMP_NUM_THREADS'] = '1'  # two test processes share two cores
-SMALL = ['--d_model=32', '--n_layers=2', '--chunk_size=64', '--batch_size=8', '--compile=false', '--device=cpu', '--dtype=float32', '--eval_tokens=0.02']
 
+# A small model in float32, so that two runs can be compared to the last bit. The settings a person
+# has, compile and dtype 'auto', are tested in test_settings_people_have.py.
+SMALL = ['--d_model=32', '--n_layers=2', '--chunk_size=64', '--batch_size=8', '--eval_tokens=0.02',
+         '--compile=false', '--device=cpu', '--dtype=float32']
+
+
+# --- running a script ---
 
 def run(script, *args, ok=True, cwd=ROOT, nproc=0, stdin='', env=None, timeout=240):
-    """Run a script of ours to its end; ok=True asserts exit status 0, ok=False exit status 2 and one sentence. Returns the result."""
+    """Run a script of ours to its end; returns a subprocess.CompletedProcess.
+
+    ok=True asserts exit status 0; ok=False asserts status 2 and one sentence.
+    """
+    args = [str(arg) for arg in args]
     if nproc or env:
-        start = [sys.executable, *(['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={nproc}'] if nproc else [])]
-        done = subprocess.run([*start, str(ROOT / script), *map(str, args)], cwd=cwd, input=stdin, text=True, capture_output=True, timeout=timeout,
-                              encoding='utf-8', env={**os.environ, **(env or {})})
+        words = [*python(nproc), str(ROOT / script), *args]
+        environment = {**os.environ, **(env or {})}
+        done = subprocess.run(words, cwd=cwd, input=stdin, text=True, encoding='utf-8',
+                              capture_output=True, timeout=timeout, env=environment)
     else:
-        done = forked.run(ROOT / script, [*map(str, args)], cwd, stdin, timeout)
+        done = forked.run(ROOT / script, args, cwd, stdin, timeout)
     if ok:
         assert done.returncode == 0, done.stderr[-3000:]
     else:
-        assert done.returncode == 2, (done.returncode, done.stderr[-3000:])
-        lines = [line for line in done.stderr.strip().splitlines() if not line.startswith('out/') and '|' not in line]
-        assert 'Traceback' not in done.stderr and len(lines) == 1, done.stderr
+        assert_one_sentence(done)
     return done
 
 
+def python(nproc=0):
+    """The words that start a script: in one process, or in several through torchrun."""
+    if not nproc:
+        return [sys.executable]
+    return [sys.executable, '-m', 'torch.distributed.run', '--standalone',
+            f'--nproc_per_node={nproc}']
+
+
+def assert_one_sentence(done):
+    """The script ended with status 2, and said one line beside what it says on the way."""
+    assert done.returncode == 2, (done.returncode, done.stderr[-3000:])
+    assert 'Traceback' not in done.stderr, done.stderr
+    lines = done.stderr.strip().splitlines()
+    # The name of the newest model, and progress bars, are no part of the sentence.
+    sentences = [line for line in lines if not line.startswith('out/') and '|' not in line]
+    assert len(sentences) == 1, done.stderr
+
+
+# --- what a run leaves ---
+
 def log(folder):
-    return list(csv.DictReader(open(folder / 'log.csv')))
+    """The lines of log.csv as dictionaries."""
+    with open(folder / 'log.csv') as file:
+        return list(csv.DictReader(file))
 
 
 def last_weights(folder):
@@ -42,17 +73,28 @@ def last_weights(folder):
 
 
 def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    """True where two state dicts hold the same names and the same bits."""
+    if a.keys() != b.keys():
+        return False
+    return all(torch.equal(a[name], b[name]) for name in a)
 
+
+# --- folders that are made once ---
 
 def once(tmp_path_factory, name, make):
-    """The folder that make(folder) fills, made by whichever of the test processes needs it first, and shared by all."""
+    """The folder that make(folder) fills.
+
+    The test process that needs it first makes it; all of them share it.
+    """
     base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base) / name
+    if 'PYTEST_XDIST_WORKER' in os.environ:
+        base = base.parent
+    folder = base / name
+    done = Path(f'{folder}.done')
     with FileLock(f'{folder}.lock'):
-        if not Path(f'{folder}.done').exists():
+        if not done.exists():
             make(folder)
-            Path(f'{folder}.done').touch()
+            done.touch()
     return folder
 
 
@@ -60,15 +102,25 @@ def once(tmp_path_factory, name, make):
 def demo(tmp_path_factory):
     """A data folder of 3,000 demo reviews in both modes."""
     def make(folder):
-        run('prepare.py', '--source=demo', f'--output_dir={folder}', '--n_reviews=3000', '--vocab_size=600')
+        run('prepare.py', '--source=demo', f'--output_dir={folder}',
+            '--n_reviews=3000', '--vocab_size=600')
         run('prepare.py', f'--data_dir={folder}', '--mode=manual')
+
     return once(tmp_path_factory, 'demo', make)
 
 
 @pytest.fixture(scope='session')
 def models(demo, tmp_path_factory):
-    """Three small trained model folders: decoder, ffn and manual (a decoder over characters)."""
+    """Three small trained model folders: decoder, ffn and manual (a decoder over characters).
+
+    The decoder is validated and saved ten times, so that it has a state before the last.
+    """
+    flags = {'decoder': ['--n_tokens=0.06', '--epochs=2', '--d_model=64', '--eval_interval=23'],
+             'ffn': ['--arch=ffn', '--n_tokens=0.02'],
+             'manual': ['--mode=manual', '--n_tokens=0.02']}
+
     def make(out):
-        for name, flags in {'decoder': ['--n_tokens=0.06', '--epochs=2', '--d_model=64'], 'ffn': ['--arch=ffn', '--n_tokens=0.02'], 'manual': ['--mode=manual', '--n_tokens=0.02']}.items():
-            run('train.py', f'--data_dir={demo}', f'--out_dir={out / name}', *SMALL, *flags)
+        for name, more in flags.items():
+            run('train.py', f'--data_dir={demo}', f'--out_dir={out / name}', *SMALL, *more)
+
     return once(tmp_path_factory, 'out', make)

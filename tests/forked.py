@@ -1,4 +1,7 @@
-"""A script run as `python script.py …` runs it, in a process of its own, forked from one that has torch loaded already: two seconds sooner."""
+"""A script run as `python script.py …` runs it, but two seconds sooner.
+
+Its process is forked from one that has torch loaded.
+"""
 import multiprocessing
 import os
 import runpy
@@ -15,8 +18,11 @@ def act(script, args, cwd, folder):
         file = os.open(f'{folder}/{name}', os.O_RDWR)
         os.dup2(file, fd)
         os.close(file)
-    sys.stdin, sys.stdout, sys.stderr = (open(fd, mode, encoding='utf-8') for fd, mode in enumerate('rww'))
-    sys.argv, sys.path[0] = [str(script), *args], str(Path(script).parent)
+    sys.stdin = open(0, encoding='utf-8')
+    sys.stdout = open(1, 'w', encoding='utf-8')
+    sys.stderr = open(2, 'w', encoding='utf-8')
+    sys.argv = [str(script), *args]
+    sys.path[0] = str(Path(script).parent)
     runpy.run_path(str(script), run_name='__main__')
 
 
@@ -33,5 +39,6 @@ def run(script, args, cwd, stdin, timeout):
         if child.exitcode is None:
             child.kill()
             raise subprocess.TimeoutExpired(args, timeout)
-        out, err = (Path(folder, name).read_text('utf-8') for name in ('out', 'err'))
+        out = Path(folder, 'out').read_text('utf-8')
+        err = Path(folder, 'err').read_text('utf-8')
     return subprocess.CompletedProcess(args, child.exitcode, out, err)

@@ -1,0 +1,90 @@
+"""The first weights, by counting: a bigram model before the first step.
+
+    train.bin  →  how often j follows i  →  log P(j | i) = log P(j) + PMI(i, j)  →  SVD  →
+    embedding (V, C), head (V, C)
+"""
+import math
+
+import numpy as np
+import torch
+
+MOST_TOKENS = 20_000_000  # to count; enough for any pair that matters
+PIECE = 2 ** 16           # a longer stream is sampled in pieces of so many tokens, evenly spaced
+DISCOUNT = 0.75           # off each count: what was seen once was luck in part (Ney et al. 1994)
+SMOOTHING = 20            # added to a count in its weight: the PMI of rare tokens is mostly noise
+UNIGRAM_SIZE = 0.3        # the share of log P(j) in the length of an embedding, which is 1
+PMI_SIZE = 0.9            # the largest share of the PMI in it
+PMI_GAIN = 1.4            # makes up for the directions that the SVD leaves out
+
+
+@torch.no_grad()
+def init_from_bigrams(model, data):
+    """Set embedding and head so that the untrained model, whose blocks begin as the identity, is a
+    bigram model of rank C - 2:
+
+        head_j · embedding_i  ≈  log P(j | i)  =  log P(j) + PMI(i, j)
+
+    PMI, pointwise mutual information, says how much oftener j comes after i than it comes at all.
+    Its truncated SVD gives each token a vector as predecessor and one as successor (Levy & Goldberg
+    2014). data: ids (N,), uint16.
+    """
+    V, C = model.config.vocab_size, model.config.d_model
+    # (V, rank), (V, rank), (V,)
+    predecessor, successor, log_p = factor_bigrams(sample_stream(data), V, C)
+    rank = predecessor.shape[1]
+
+    # RMSNorm makes every embedding as long as the others before the head sees it, so they are made
+    # of length 1 here: direction 0 carries log P(j), direction 1 fills up to length 1, the rest
+    # carry the PMI.
+    length = predecessor.norm(dim=1, keepdim=True)
+    typical = length[length >= length.max() / 100].quantile(0.9)
+    scale = PMI_SIZE / (typical + 1e-9)
+    shorter = (PMI_SIZE / scale / length).clamp(max=1)        # for the longest tenth
+    pmi_part = scale * shorter * predecessor
+    filling = (1 - UNIGRAM_SIZE ** 2 - pmi_part.square().sum(dim=1)).clamp(min=0).sqrt()
+
+    embedding, head = torch.zeros(V, C), torch.zeros(V, C)
+    embedding[:, 0] = UNIGRAM_SIZE
+    head[:, 0] = (log_p - log_p.mean()) / UNIGRAM_SIZE
+    embedding[:, 1] = filling
+    embedding[:, 2:2 + rank] = pmi_part
+    head[:, 2:2 + rank] = PMI_GAIN / scale * successor
+
+    rotation = torch.linalg.qr(torch.randn(C, C))[0]          # no coordinate shall be special
+    # entries of size 1, as RMSNorm makes them; the head makes up for it
+    model.model.embed_tokens.weight.copy_(embedding @ rotation * math.sqrt(C))
+    model.lm_head.weight.copy_(head @ rotation / math.sqrt(C))
+
+
+def sample_stream(data):
+    """All of data (N,), or MOST_TOKENS of it in pieces from the whole of its length."""
+    if len(data) <= MOST_TOKENS:
+        return np.asarray(data)
+    starts = np.linspace(0, len(data) - PIECE, MOST_TOKENS // PIECE).astype(np.int64)
+    return np.concatenate([data[start:start + PIECE] for start in starts])
+
+
+def factor_bigrams(data, V, C):
+    """Count the pairs in data and factor their positive PMI. Returns predecessor (V, rank),
+    successor (V, rank), log P (V,).
+
+    Each pair is weighted by the root of what chance would give it, so that frequent tokens are
+    fitted best.
+    """
+    pairs, n = np.unique(data[:-1].astype(np.uint32) * np.uint32(V) + data[1:], return_counts=True)
+    pairs = torch.from_numpy(pairs.astype(np.int64))
+    i, j = pairs // V, pairs % V
+    n = torch.from_numpy(n).double()                                   # how often j follows i
+    total = n.sum()
+    n_before = torch.zeros(V, dtype=torch.double).index_add_(0, i, n)  # how often i comes first
+    n_after = torch.zeros(V, dtype=torch.double).index_add_(0, j, n)   # how often j comes second
+    pmi = ((n - DISCOUNT) * total / (n_before[i] * n_after[j])).log().clamp(min=0)
+    weight_before = ((n_before + SMOOTHING) / total).sqrt()
+    weight_after = ((n_after + SMOOTHING) / total).sqrt()
+    weighted = (pmi * weight_before[i] * weight_after[j]).float()
+    matrix = torch.sparse_coo_tensor(torch.stack((i, j)), weighted, (V, V), check_invariants=False)
+    U, S, W = torch.svd_lowrank(matrix.coalesce(), q=min(C - 2, V))    # matrix ≈ U diag(S) Wᵀ
+    predecessor = U * S.sqrt() / weight_before[:, None].float()
+    successor = W * S.sqrt() / weight_after[:, None].float()
+    log_p = ((n_after + 1) / (n_after + 1).sum()).log().float()
+    return predecessor, successor, log_p

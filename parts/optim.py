@@ -1,0 +1,172 @@
+"""The optimizers: Muon for the matrices inside the model, AdamW for the rest; the schedule; the
+loss scale of float16.
+
+    gradients (N, rows, columns) → momentum → the nearest orthogonal matrices → steps of one size in
+    every direction
+"""
+import math
+
+import torch
+
+from parts.errors import UserError
+
+# Three odd polynomials a x + b x³ + c x⁵. One after the other they bring every singular value
+# between 0.01 and 1 to between 0.73 and 1.27, as near to 1 as three of them can (Amsel et al. 2025,
+# arXiv:2505.16932).
+POLAR = ((8.0934, -23.6204, 17.4462), (3.6366, -2.7219, 0.5365), (2.6613, -1.9772, 0.4526))
+
+# The learning rate of embedding and head, as multiples of lr. Entries of the embedding are of size
+# 1, those of a matrix of size 1/√C, so the embedding needs longer steps. What was counted or
+# trained before needs but a touch. Measured, see docs/LOG.md.
+EMBED_LR_MULT = {'random': 25.0, 'counted': 4.0, 'tied': 1.0}
+HEAD_LR_MULT = {'random': 1.0, 'counted': 0.25, 'tied': 1.0}
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, then the nearest orthogonal matrix in place of the gradient (Jordan et al. 2024,
+    https://kellerjordan.github.io/posts/muon), so that every direction it points in is learned at
+    one pace.
+
+    The iteration of Newton and Schulz finds it by multiplications alone. All matrices of one shape
+    go through it as one stack (N, rows, columns), in `dtype`.
+    """
+
+    def __init__(self, matrices, lr, weight_decay, dtype):
+        by_shape = {}
+        for p in matrices:
+            by_shape.setdefault(p.shape, []).append(p)
+        groups = [dict(params=same_shape) for same_shape in by_shape.values()]
+        super().__init__(groups, dict(lr=lr, weight_decay=weight_decay))
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            params = group['params']
+            grad = torch.stack([p.grad for p in params])               # (N, rows, columns)
+            momentum = self.state[params[0]].setdefault('momentum', torch.zeros_like(grad))
+            momentum.lerp_(grad, 0.05)
+            direction = grad.lerp_(momentum, 0.95)                     # Nesterov's look ahead
+            update = orthogonalize(direction, self.dtype)
+            # as long a step as AdamW's, whose entries are about 0.2 in size (Liu et al. 2025,
+            # arXiv:2502.16982)
+            scale = 0.2 * math.sqrt(max(update.shape[1:]))
+            for p, change in zip(params, update):
+                p.mul_(1 - group['lr'] * group['weight_decay'])
+                p.add_(change, alpha=-group['lr'] * scale)
+
+
+def orthogonalize(x, dtype):
+    """The nearest orthogonal matrices, roughly: x = U S Vᵀ → U Vᵀ with singular values from 0.73 to
+    1.27. x (N, rows, columns)
+    """
+    tall = x.shape[1] > x.shape[2]
+    if tall:
+        x = x.mT                                              # the products below are then smaller
+    norm = x.norm(dim=(1, 2), keepdim=True)
+    x = x / (1.02 * norm).clamp(min=1e-30)                    # all singular values below 1
+    x = x.to(dtype)                                           # now nothing is too small for it
+    for a, b, c in POLAR:                                     # x ← (a I + b A + c A²) x, A = x xᵀ
+        A = x @ x.mT                                          # (N, rows, rows)
+        polynomial = torch.baddbmm(A, A, A, beta=b, alpha=c)  # b A + c A²
+        x = torch.baddbmm(x, polynomial, x, beta=a)           # a x + (b A + c A²) x
+    return (x.mT if tall else x).float()
+
+
+def make_optimizers(model, optimizer, lr, weight_decay, dtype, warm_start):
+    """[optimizer, …], with every parameter in exactly one group and its own share of the rate in
+    group['lr_mult'].
+
+    warm_start: embedding and head hold what was counted or trained before. Muon leaves them to
+    AdamW: their rows are tokens, each with a gradient of its own and mostly none, and no direction
+    that all rows share is to be evened out.
+    """
+    embedding, head = model.model.embed_tokens.weight, model.lm_head.weight
+    tied = model.config.tied
+    tables = [embedding] if tied else [embedding, head]
+    in_table = {id(p) for p in tables}
+    matrices = [p for p in model.parameters() if p.ndim == 2 and id(p) not in in_table]
+    gains = [p for p in model.parameters() if p.ndim == 1]
+    adamw = dict(lr=lr, betas=(0.9, 0.99), fused=embedding.device.type in ('cpu', 'cuda'))
+    if optimizer == 'adamw':
+        groups = [dict(params=matrices + tables, lr_mult=1.0, weight_decay=weight_decay),
+                  dict(params=gains, lr_mult=1.0, weight_decay=0.0)]
+        return [torch.optim.AdamW(groups, **adamw)]
+    if optimizer != 'muon':
+        raise UserError(f"optimizer='{optimizer}': it is 'muon' or 'adamw'")
+    begun = 'tied' if tied else 'counted' if warm_start else 'random'
+    groups = [dict(params=[embedding], lr_mult=EMBED_LR_MULT[begun])]
+    if not tied:
+        groups.append(dict(params=[head], lr_mult=HEAD_LR_MULT[begun]))
+    groups.append(dict(params=gains, lr_mult=1.0))
+    muon = Muon(matrices, lr, weight_decay, dtype)
+    for group in muon.param_groups:
+        group['lr_mult'] = 1.0
+    return [torch.optim.AdamW(groups, weight_decay=0.0, **adamw), muon]
+
+
+def load_optimizer_states(optimizers, states):
+    """Resume: momenta and steps come from the checkpoint; the shares of the rate are what
+    make_optimizers() set.
+    """
+    for optimizer, state in zip(optimizers, states):
+        multipliers = [group['lr_mult'] for group in optimizer.param_groups]
+        optimizer.load_state_dict(state)
+        for group, lr_mult in zip(optimizer.param_groups, multipliers):
+            group['lr_mult'] = lr_mult
+
+
+def set_learning_rate(optimizers, lr):
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group['lr'] = lr * group['lr_mult']
+
+
+def lr_schedule(step, steps, warmup=0):
+    """Share of the peak learning rate at a step: up in a line, then down half a cosine to zero at
+    the last step (Loshchilov & Hutter 2016, arXiv:1608.03983). warmup: steps of the rise (0: a
+    fiftieth of the run).
+    """
+    rise = warmup or max(1, steps // 50)
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+
+class LossScaler:
+    """float16 knows no number below 6e-8, and gradients are small. So the loss is multiplied before
+    the backward pass and the gradients are divided after it (Micikevicius et al. 2018,
+    arXiv:1710.03740). Where one of them overflows, the step is left out, for all optimizers, and
+    the scale is halved. Other formats have the range of float32: their scale is 1.
+    """
+
+    def __init__(self, dtype):
+        self.active = dtype == torch.float16
+        self.scale = 2.0 ** 16 if self.active else 1.0
+        self.good_steps = 0
+
+    @torch.no_grad()
+    def unscale(self, parameters):
+        if self.active:
+            for p in parameters:
+                p.grad.div_(self.scale)
+
+    def allows_step(self, gradient_norm):
+        """Whether the gradients are sound; adjusts the scale for the next step."""
+        if not self.active:
+            return True
+        if math.isfinite(float(gradient_norm)):
+            self.good_steps += 1
+            if self.good_steps % 2000 == 0:
+                self.scale *= 2
+            return True
+        self.good_steps = 0
+        self.scale = max(1.0, self.scale / 2)
+        return False
+
+    def state_dict(self):
+        return {'scale': self.scale, 'good_steps': self.good_steps}
+
+    def load_state_dict(self, state):
+        if self.active:
+            self.scale, self.good_steps = state['scale'], state['good_steps']
