@@ -1,206 +1,268 @@
-"""How good is it? Loss, perplexity, bits per character, next-token accuracy and sentiment, on any prepared text.
+"""How good is a model? Loss, perplexity, bits per character, accuracy and sentiment.
 
-    python eval.py                                              the newest model, on the data it was trained on
-    python eval.py --model_path=out/kr3,out/kr3_ffn             one table
-    python eval.py --data_dir=data/hate_speech                  out of domain: the same model, another text
-    python eval.py --text="국물이 끝내줘요"                         rate a sentence of your own (--text=-: every piped line), coloured by surprise
+    python eval.py                                     the newest model, on the data it learned from
+    python eval.py --model_path=out/kr3,out/kr3_ffn    several models in one table
+    python eval.py --data_dir=data/hate_speech         the same model, another text
+    python eval.py --text="국물이 끝내줘요"                rate a sentence, coloured by surprise
+    python eval.py --text=-                            rate every piped line
 
-    validation.txt → the model's own vocabulary → each review alone → -log P of every token (surprise)
+    validation.txt → the vocabulary of the model → each review alone → -log P of every token
 
-Perplexity compares models of one vocabulary; bits per character compare any two, for a character is a character to both.
+Perplexity compares models of one vocabulary. Bits per character compare any two, for a character is
+a character to both. They pay for all that the model has to say: the rating, the text, and the
+`</s>` that ends it. How a model reads is told in parts/scoring.py.
 """
 import math
+import os
 import sys
-from json import dumps, loads
-from os import environ
+from itertools import accumulate
+from json import dumps
 from pathlib import Path
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 
-from configurator import configure, refuse
-from data.device import choose
-from data.pictures import coloured, draw_ladder
-from model import load
-from prepare import NAMES, clean, load_vocabulary, read_split
+from configurator import configure
+from parts.corpus import RATING_NAMES, clean, read_split
+from parts.errors import UserError, run_script
+from parts.folder import SHAPE_FLAGS, find_model_folder, open_model, read_json
+from parts.pictures import colour_by_surprise, draw_ladder
+from parts.runtime import explain_failures, keep_freed_memory, select_device, select_dtype
+from parts.scoring import sentiment, surprise
 
 model_path = ''            # a model folder, or several with commas ('': the newest under out/)
-data_dir = ''              # whose validation.txt to read ('': that of the data the model was trained on)
+data_dir = ''              # whose validation.txt to read ('': of the data it was trained on)
 n_tokens = 0.0             # million tokens to read in all (0: the whole of validation.txt)
 text = ''                  # rate this sentence instead (-: every line of the standard input)
-json = False               # one JSON object a model, a line each, instead of the table
-batch_size = 16            # rows of chunk_size tokens at a time; on a GPU more is faster
-arch = ''                  # may be given if the model folder says the same; it is read from there
-mode = ''                  # likewise
-d_model = 0                # likewise
-d_ffn = 0                  # likewise
-n_layers = 0               # likewise
-chunk_size = 0             # likewise
+json = False               # print one JSON object for each model instead of the table
+batch_size = 16            # rows of chunk_size tokens read at once; on a GPU more is faster
+arch = ''                  # decoder or ffn; refused if the model folder says otherwise
+mode = ''                  # tokenizer or manual; likewise
+d_model = 0                # width of the model; likewise
+d_ffn = 0                  # width inside its MLPs; likewise
+n_layers = 0               # depth; likewise
+chunk_size = 0             # how far attention looks back; likewise
 device = 'auto'            # cuda, mps, cpu, or auto: the first of them that is there
-dtype = 'auto'             # bfloat16, float16, float32, or auto: the fastest this device has in hardware
-configure(globals())
+dtype = 'float32'          # the same figures on every machine; bfloat16, float16, auto: faster
+settings = configure(globals())
 
-
-def find(model_path=''):
-    """The folder a person means: the one named, or the newest model under out/. Raises ValueError in one sentence."""
-    if model_path:
-        return Path(model_path)
-    found = sorted(Path('out').rglob('model.safetensors'), key=lambda f: f.stat().st_mtime)
-    if not found:
-        raise ValueError('there is no trained model under out/ yet; run train.py first, or name a folder with --model_path=')
-    return found[-1].parent
-
-
-def agree(model, meta, **flags):
-    """Shape and mode are read from the model folder; a flag that says the same is welcome, one that contradicts raises ValueError."""
-    held = {**meta, **vars(model.config)}
-    for name, value in flags.items():
-        if value and value != held.get(name, value):
-            raise ValueError(f'--{name}={value}, but the model has {name}={held[name]}; leave the flag out')
-
-
-def open_model(path, dev, settings):
-    """(model, meta, vocabulary) of a model folder, checked against the settings of a script. Raises ValueError."""
-    model, meta = load(path, dev)
-    agree(model, meta, **{name: settings[name] for name in ('arch', 'mode', 'd_model', 'd_ffn', 'n_layers', 'chunk_size')})
-    return model, meta, load_vocabulary(path)
-
-
-@torch.inference_mode()
-def surprise(model, reviews, batch_tokens=8192):
-    """How surprised the model is by every token of every review, given the tokens before it.
-
-    reviews: arrays of ids, `</s> <rating> tokens … </s>`. Returns a list of (nats, hit) pairs of arrays one shorter than the
-    review: -log P of each token after the first, and whether it was the model's first guess. One longer than a row is read
-    in pieces of chunk_size, as in training. Batched by length: padding would be work for nothing."""
-    T, device = model.config.chunk_size, model.lm_head.weight.device
-    pieces = [(n, i, r[i:i + T + 1]) for n, r in enumerate(reviews) for i in range(0, max(1, len(r) - 1), T)]
-    pieces.sort(key=lambda piece: len(piece[2]))
-    out = [(torch.empty(len(r) - 1), torch.empty(len(r) - 1, dtype=torch.bool)) for r in reviews]
-    while pieces:
-        longest = len(pieces[-1][2]) - 1
-        rows = [pieces.pop() for _ in range(min(len(pieces), max(1, batch_tokens // max(1, longest))))]
-        batch = torch.full((len(rows), longest + 1), model.config.eos)
-        for row, (_, _, ids) in zip(batch, rows):
-            row[:len(ids)] = torch.as_tensor(ids, dtype=torch.long)
-        batch = batch.to(device)
-        logits = model(batch[:, :-1]).float()
-        nats = F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction='none').view(len(rows), -1).cpu()
-        hit = (logits.argmax(-1) == batch[:, 1:]).cpu()
-        for (n, i, ids), a, b in zip(rows, nats, hit):
-            out[n][0][i:i + len(ids) - 1], out[n][1][i:i + len(ids) - 1] = a[:len(ids) - 1], b[:len(ids) - 1]
-    return out
-
-
-def rate(model, texts, starts, batch_tokens=8192):
-    """log P(start) + log P(text | start), in nats, for every text (ids without control tokens) and every start id: (N, len(starts)).
-    The same sum that training lowered, so the model is a classifier with nothing added (a generative classifier, Bayes' rule)."""
-    eos = model.config.eos
-    scored = surprise(model, [[eos, start, *text, eos] for text in texts for start in starts], batch_tokens)
-    return -torch.stack([nats.sum() for nats, _ in scored]).view(len(texts), len(starts))
-
-
-def read_reviews(folder, vocab):
-    """[(rating, text)] of validation.txt, as many as n_tokens of this vocabulary hold."""
-    try:
-        reviews = list(read_split(Path(folder) / 'validation.txt'))
-    except FileNotFoundError:
-        raise ValueError(f'{folder} has no validation.txt; run prepare.py with --output_dir={folder} first') from None
-    if n_tokens:
-        lengths = np.cumsum([len(ids) + 2 for ids in vocab.encode([t for _, t in reviews])])
-        reviews = reviews[:max(1, int((lengths <= n_tokens * 1e6).sum()))]
-    return reviews
-
-
-def sentiment(model, vocab, rated, own, batch_tokens):
-    """Negative against positive, as KR3's authors test it: which of the two starts makes the review likelier?
-
-    rated: [(rating, ids)] of negative and positive reviews; own: the nats of each under its own start, known already, so that one more
-    pass under the other start decides. Returns what --json prints of it. Balanced accuracy counts both ratings alike while P(start)
-    leans to the commoner; at even odds log P(text | start) decides alone, as it must where a test set is half and half."""
-    eos = vocab.eos
-    flipped = surprise(model, [[eos, vocab.starts[1 - rating], *ids, eos] for rating, ids in rated], batch_tokens)
-    truth = torch.tensor([rating for rating, _ in rated])
-    tables = []
-    for first in (0, 1):  # with what the start itself costs, and without
-        better = torch.stack([mine[first:].sum() <= other[first:].sum() for mine, (other, _) in zip(own, flipped)])
-        guess = torch.where(better, truth, 1 - truth)
-        tables.append(torch.tensor([[((truth == t) & (guess == g)).sum() for g in (0, 1)] for t in (0, 1)]).double())  # rows truth, columns guess
-    (recall, even), table = (t.diagonal() / t.sum(1).clamp(min=1) for t in tables), tables[0]
-    f1 = 2 * table.diagonal() / (table.sum(0) + table.sum(1)).clamp(min=1)
-    return {'sentiment_accuracy': (table.diagonal().sum() / table.sum()).item(), 'sentiment_balanced_accuracy': recall.mean().item(),
-            'sentiment_balanced_accuracy_at_even_odds': even.mean().item(), 'sentiment_macro_f1': f1.mean().item(), 'confusion': table.long().tolist()}
-
-
-def evaluate(path, dev, kind, folder, reviews=None):
-    """(scores of the model at path, the reviews they are of: given, or those of folder, or of the data it was trained on). Raises ValueError."""
-    model, meta, vocab = open_model(path, dev, globals())
-    folder = folder or meta.get('data_dir', '')
-    reviews = reviews or read_reviews(folder, vocab)
-    eos, batch_tokens = vocab.eos, batch_size * model.config.chunk_size
-    ids = vocab.encode([t for _, t in reviews])
-    with torch.autocast(dev.type, kind, enabled=kind != torch.float32):
-        scored = surprise(model, [[eos, vocab.starts[rating], *review, eos] for (rating, _), review in zip(reviews, ids)], batch_tokens)
-        rated = [(rating, review, nats) for (rating, _), review, (nats, _) in zip(reviews, ids, scored) if rating in (0, 1)]
-        feeling = sentiment(model, vocab, [(r, i) for r, i, _ in rated], [n for _, _, n in rated], batch_tokens) if len({r for r, _, _ in rated}) == 2 else {}
-    nats, tokens = sum(n.double().sum().item() for n, _ in scored), sum(len(n) for n, _ in scored)
-    scores = {'model_path': str(path), 'data_dir': str(folder), 'arch': model.config.arch, 'parameters': sum(p.numel() for p in model.parameters()),
-              'loss': nats / tokens, 'perplexity': math.exp(nats / tokens), 'bits_per_char': nats / math.log(2) / sum(len(t) for _, t in reviews),
-              'accuracy': sum(hit.sum().item() for _, hit in scored) / tokens, 'tokens': tokens, 'reviews': len(reviews), **feeling}
-    about = Path(folder) / 'meta.json'
-    floor = loads(about.read_text('utf-8')).get('floor_bits_per_char') if about.exists() else None
-    return {**scores, **({'floor_bits_per_char': floor, 'above_floor': scores['bits_per_char'] / floor - 1} if floor else {})}, reviews
-
-
-def read_sentences(path, dev):
-    """Rate --text, or every piped line: probability of each rating, by Bayes' rule; on a terminal, coloured by surprise."""
-    model, _, vocab = open_model(path, dev, globals())
-    colours = sys.stdout.isatty() or 'FORCE_COLOR' in environ
-    for line in (sys.stdin if text == '-' else [text]):
-        line = clean(line)
-        if line:
-            ids = vocab.encode([line])[0]
-            scored = [nats for nats, _ in surprise(model, [[vocab.eos, start, *ids, vocab.eos] for start in vocab.starts[:-1]])]
-            shares = torch.stack([-nats.sum() for nats in scored]).softmax(0).tolist()
-            likeliest = max(range(len(shares)), key=shares.__getitem__)
-            if json:
-                print(dumps({'text': line, 'rating': likeliest, 'probability': shares[likeliest]}, ensure_ascii=False), flush=True)
-                continue
-            shown = coloured(vocab, ids, scored[likeliest][1:].tolist()) if colours else line  # the first is the rating's
-            print(f'{NAMES[likeliest][0]:9} {shares[likeliest]:4.0%}   {shown}', flush=True)
+NEGATIVE = RATING_NAMES[0][0]
+POSITIVE = RATING_NAMES[1][0]
 
 
 def main():
+    if settings.batch_size < 1 or settings.n_tokens < 0:
+        raise UserError('batch_size takes 1 or more, n_tokens 0 or more')
+    device = select_device(settings.device)
+    keep_freed_memory(device)
+    dtype, _ = select_dtype(settings.dtype, device)
+    folders = [find_model_folder(path) for path in settings.model_path.split(',')]
+    if not settings.model_path:
+        print(f'{folders[0]}, the newest', file=sys.stderr)
+    autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+    with explain_failures(device, smaller='--batch_size'), autocast:
+        if settings.text:
+            rate_sentences(folders[0], device)
+        else:
+            compare_models(folders, device)
+
+
+# --- models on a data folder ---
+
+def compare_models(folders, device):
+    """Print the scores of every model on the same reviews: those of the first one's data."""
+    flags = {name: getattr(settings, name) for name in SHAPE_FLAGS}
+    opened = [open_model(folder, 'cpu', flags) for folder in folders]  # all: or one fails too late
+    _, meta, vocabulary = opened[0]
+    data_dir = find_data(folders[0], meta)
+    reviews = read_reviews(data_dir, vocabulary)
+    floor = read_floor(data_dir)
+    rows = []
+    for folder, (model, _, vocabulary) in zip(folders, opened):
+        row = {'model_path': str(folder), 'data_dir': str(data_dir)}
+        row |= score(model.to(device), vocabulary, reviews)
+        if floor:
+            row['floor_bits_per_char'] = floor
+            row['above_floor'] = row['bits_per_char'] / floor - 1
+        rows.append(row)
+        if settings.json:
+            print(dumps(row, ensure_ascii=False), flush=True)
+    if not settings.json:
+        print_scores(rows)
+        picture = Path('out/ladder.png')
+        if draw_ladder(rows, picture):
+            print(f'\n{picture}: the same as a picture')
+
+
+def find_data(model_folder, meta):
+    """The data folder to read: the one asked for, or that of the model. Raises UserError."""
+    data_dir = settings.data_dir or meta.get('data_dir')
+    if not data_dir:
+        raise UserError(f'{model_folder} does not tell what it was trained on; '
+                        'name a data folder with --data_dir=')
+    return Path(data_dir)
+
+
+def read_reviews(data_dir, vocabulary):
+    """[(rating, text)] of validation.txt, as many as n_tokens hold. Raises UserError."""
+    path = data_dir / 'validation.txt'
+    reviews = list(read_split(path))
+    if not any(text for _, text in reviews):
+        raise UserError(f'{path} is empty')
+    if settings.n_tokens:
+        texts = vocabulary.encode([text for _, text in reviews])
+        lengths = [len(ids) + 2 for ids in texts]             # with its rating and </s>
+        wanted = settings.n_tokens * 1e6
+        n_reviews = sum(total <= wanted for total in accumulate(lengths))
+        reviews = reviews[:max(1, n_reviews)]
+    return reviews
+
+
+def read_floor(data_dir):
+    """The bits per character that no model can go below, or None where it is not known."""
+    path = data_dir / 'meta.json'
+    if not path.exists():
+        return None
+    return read_json(path).get('floor_bits_per_char')
+
+
+def score(model, vocabulary, reviews):
+    """The scores of a model on reviews [(rating, text)], under their names in --json."""
+    eos, rating_ids = vocabulary.eos, vocabulary.rating_ids
+    batch_tokens = settings.batch_size * model.config.chunk_size
+    texts = vocabulary.encode([text for _, text in reviews])
+    framed = []
+    for (rating, _), ids in zip(reviews, texts):
+        framed.append([eos, rating_ids[rating], *ids, eos])
+    surprises = surprise(model, framed, batch_tokens)
+
+    nats = sum(nats.double().sum().item() for nats, _ in surprises)
+    hits = sum(hit.sum().item() for _, hit in surprises)
+    n_targets = sum(len(nats) for nats, _ in surprises)
+    n_chars = sum(len(text) for _, text in reviews)
+    scores = {
+        'arch': model.config.arch,
+        'parameters': sum(p.numel() for p in model.parameters()),
+        'loss': nats / n_targets,
+        'perplexity': math.exp(nats / n_targets),
+        'bits_per_char': nats / math.log(2) / n_chars,
+        'accuracy': hits / n_targets,
+        'tokens': n_targets,
+        'reviews': len(reviews),
+    }
+
+    rated, own_nats = [], []                                  # the negative and positive reviews
+    for (rating, _), ids, (nats, _) in zip(reviews, texts, surprises):
+        if rating in (0, 1):
+            rated.append((rating, ids))
+            own_nats.append(nats)
+    if len({rating for rating, _ in rated}) == 2:
+        scores |= sentiment(model, rating_ids, rated, own_nats, batch_tokens)
+    return scores
+
+
+# --- tables ---
+
+SCORES = [                 # heading, key of the score, format
+    ('model', 'model_path', ''),
+    ('arch', 'arch', ''),
+    ('parameters', 'parameters', ',d'),
+    ('loss', 'loss', '.4f'),
+    ('perplexity', 'perplexity', '.2f'),
+    ('bits/char', 'bits_per_char', '.4f'),
+    ('accuracy', 'accuracy', '.1%'),
+]
+FLOOR = [('above the floor', 'above_floor', '+.1%')]
+SENTIMENT = [
+    (f'{NEGATIVE} or {POSITIVE}?', 'model_path', ''),
+    ('accuracy', 'sentiment_accuracy', '.3f'),
+    ('balanced', 'sentiment_balanced_accuracy', '.3f'),
+    ('at even odds', 'sentiment_balanced_accuracy_at_even_odds', '.3f'),
+    ('macro-F1', 'sentiment_macro_f1', '.3f'),
+    ('ROC AUC', 'sentiment_auc', '.3f'),
+]
+
+
+def print_scores(rows):
+    """Print the scores of several models: a table, one more of sentiment, and all mistakes."""
+    first = rows[0]
+    print(f'{first["data_dir"]}: {first["reviews"]:,} reviews\n')
+    print_table(rows, SCORES + FLOOR if 'above_floor' in first else SCORES)
+    if 'confusion' not in first:
+        return
+    print()
+    print_table(rows, SENTIMENT)
+    for row in rows:
+        print()
+        print_confusion(row)
+
+
+def print_confusion(row):
+    """Print how many reviews of each rating the model read as which."""
+    columns = [(f'read by {row["model_path"]} as', 'is', '')]
+    columns += [(NEGATIVE, NEGATIVE, ',d'), (POSITIVE, POSITIVE, ',d')]
+    lines = []
+    for name, (n_negative, n_positive) in zip((NEGATIVE, POSITIVE), row['confusion']):
+        lines.append({'is': name, NEGATIVE: n_negative, POSITIVE: n_positive})
+    print_table(lines, columns)
+
+
+def print_table(rows, columns):
+    """Print dicts as a table. columns: [(heading, key, format)]; no format: text, to the left."""
+    table = [[heading for heading, _, _ in columns]]
+    for row in rows:
+        table.append([format(row[key], spec) for _, key, spec in columns])
+    widths = [max(map(len, cells)) for cells in zip(*table)]
+    for line in table:
+        cells = []
+        for cell, width, (_, _, spec) in zip(line, widths, columns):
+            cells.append(cell.rjust(width) if spec else cell.ljust(width))
+        print('  '.join(cells).rstrip())
+
+
+# --- sentences of your own ---
+
+def rate_sentences(folder, device):
+    """Print the likeliest rating of every sentence; on a terminal, its surprise in colours, too."""
+    flags = {name: getattr(settings, name) for name in SHAPE_FLAGS}
+    model, _, vocabulary = open_model(folder, device, flags)
+    coloured = sys.stdout.isatty() or 'FORCE_COLOR' in os.environ
+    for sentence in read_sentences():
+        ids = vocabulary.encode([sentence])[0]
+        rating, probability, nats = rate(model, vocabulary, ids)
+        if settings.json:
+            said = {'text': sentence, 'rating': rating, 'probability': probability}
+            print(dumps(said, ensure_ascii=False), flush=True)
+            continue
+        if coloured:
+            sentence = colour_by_surprise(vocabulary, ids, nats)
+        name, _ = RATING_NAMES[rating]
+        print(f'{name:9} {probability:4.0%}   {sentence}', flush=True)
+
+
+def read_sentences():
+    """--text, or every line of the standard input that has one. Raises UserError."""
+    lines = sys.stdin if settings.text == '-' else [settings.text]
     try:
-        dev, kind = choose(device, dtype)
-        paths = [find(path) for path in model_path.split(',')]
-        if not model_path:
-            print(f'{paths[0]}, the newest', file=sys.stderr)
-        if text:
-            return read_sentences(paths[0], dev)
-        rows, reviews = [], None
-        for path in paths:
-            row, reviews = evaluate(path, dev, kind, rows[0]['data_dir'] if rows else data_dir, reviews)  # the same ones for all
-            rows.append(row)
-            if json:
-                print(dumps(row, ensure_ascii=False), flush=True)
-    except (OSError, ValueError) as e:
-        refuse(e)
-    if not json:
-        width = max(len(row['model_path']) for row in rows)
-        print(f'{rows[0]["data_dir"]}: {rows[0]["reviews"]:,} reviews\n\n{"model":{width}}  arch     parameters    loss  perplexity  bits/char  accuracy')
-        for row in rows:
-            print(f'{row["model_path"]:{width}}  {row["arch"]:7} {row["parameters"]:11,}  {row["loss"]:6.4f}  {row["perplexity"]:10.2f}  {row["bits_per_char"]:9.4f}'
-                  f'  {row["accuracy"]:8.1%}' + (f'   {row["above_floor"]:+.1%} from the floor' if 'above_floor' in row else ''))
-        for row in rows:
-            if 'confusion' in row:
-                (nn, np_), (pn, pp) = row['confusion']
-                print(f'\n{row["model_path"]}: negative or positive? accuracy {row["sentiment_accuracy"]:.3f}, balanced {row["sentiment_balanced_accuracy"]:.3f} '
-                      f'(at even odds {row["sentiment_balanced_accuracy_at_even_odds"]:.3f}), macro-F1 {row["sentiment_macro_f1"]:.3f}\n'
-                      f'  said:        negative  positive\n  negative {nn:12,} {np_:9,}\n  positive {pn:12,} {pp:9,}')
-        draw_ladder(rows, Path('out/ladder.png'))
+        for line in lines:
+            sentence = clean(line)
+            if sentence:
+                yield sentence
+    except UnicodeDecodeError:
+        raise UserError('the input is not UTF-8') from None
+
+
+def rate(model, vocabulary, ids):
+    """(likeliest rating, its probability, surprise of every token under it). ids: of one text."""
+    eos = vocabulary.eos
+    rating_ids = vocabulary.rating_ids[:-1]                   # without that of no rating
+    reviews = [[eos, rating_id, *ids, eos] for rating_id in rating_ids]
+    nats = [nats for nats, _ in surprise(model, reviews)]
+    log_joint = -torch.stack([one.sum() for one in nats])     # log P(rating, text), (ratings,)
+    shares = log_joint.softmax(dim=0)                         # P(rating | text), Bayes' rule
+    rating = int(shares.argmax())
+    of_text = nats[rating][1:-1]                              # without the rating and </s>
+    return rating, shares[rating].item(), of_text.tolist()
 
 
 if __name__ == '__main__':
-    main()
+    run_script(main)

@@ -1,112 +1,242 @@
 """Write a review: give it a beginning, a rating, or nothing at all.
 
     python sample.py --prompt="김치찌개가" --rating=positive
-    python sample.py                                       asks for one beginning after another, until `exit`
-    cat beginnings.txt | python sample.py                  one review a line
+    python sample.py                                   asks for one beginning after another
+    cat beginnings.txt | python sample.py              one review a line
+    python sample.py --page=out/demo/page.html         a page to look inside the model
 
-    prompt → ids → </s> <rating> prompt… (B, T) → logits (B, V) → one id a row (B,), and again, until </s> → text
+    beginning → ids → </s> <rating> ids… (B, T) → logits (B, V) → one id a row (B,), again and again
+    until </s> → text
 
-Start reading here: write() below is the whole story from a person's side. How logits become ids, and ids logits, is in model.py: generate, then Decoder.
+Start reading here: main, write_reviews and write_batch tell the story from a person's side.
+How ids become logits, and logits the next ids, is in model.py: generate, then Decoder.
 """
 import sys
 
 import torch
 
-from configurator import configure, refuse
-from data.device import choose
-from eval import find, open_model, rate
+from configurator import configure
 from model import generate
-from prepare import NAMES, clean
+from parts.corpus import RATING_NAMES, clean
+from parts.errors import UserError, run_script
+from parts.folder import SHAPE_FLAGS, find_model_folder, open_model
+from parts.runtime import select_device
+from parts.scoring import rating_log_probs
 
 model_path = ''            # a model folder ('': the newest under out/)
 prompt = None              # how the review begins ('': from nothing; none: ask for it)
-rating = ''                # positive, negative, ambiguous (1, 0, 2; 긍정, 부정, 보통); '': the model picks
-guidance = 1.0             # how strongly to insist on the rating asked for (0: no more than the data does)
-num_samples = 1            # how many, written side by side in one batch
+rating = ''                # positive, negative, ambiguous (1, 0, 2; 긍정, 부정, 보통); '': any
+guidance = 1.0             # how strongly to insist on the rating (0: no more than the data does)
+num_samples = 1            # how many reviews
 max_token = 200            # tokens at most; a review mostly ends before
 temperature = 0.8          # below 1 likelier, above 1 wilder; 0: always the likeliest
 top_k = 0                  # choose among the k likeliest tokens only (0: all)
-top_p = 0.95               # choose among the likeliest that together hold this much probability (1: all)
+top_p = 0.95               # among the likeliest that together hold this much probability (1: all)
 seed = 0                   # the same seed writes the same reviews
 show_rating = False        # also say what the model reads in what it wrote
-arch = ''                  # may be given if the model folder says the same; it is read from there
-mode = ''                  # likewise
-d_model = 0                # likewise
-d_ffn = 0                  # likewise
-n_layers = 0               # likewise
-chunk_size = 0             # likewise
+page = ''                  # write to this file an HTML page that shows the model think
+arch = ''                  # decoder or ffn; refused if the model folder says otherwise
+mode = ''                  # tokenizer or manual; likewise
+d_model = 0                # width of the model; likewise
+d_ffn = 0                  # width inside its MLPs; likewise
+n_layers = 0               # depth; likewise
+chunk_size = 0             # how far attention looks back; likewise
 device = 'auto'            # cuda, mps, cpu, or auto: the first of them that is there
-configure(globals())
+compile = False            # torch.compile the writing of a token: pays in long sessions
+settings = configure(globals())
 
-SHOWN = (*(name for name, _ in NAMES), 'of unknown rating')
-WORDS = {word: i for i, names in enumerate(NAMES) for word in (str(i), *names)}
-
-
-def write(model, vocab, beginning, wanted, generator, dev):
-    """Print num_samples reviews that begin with `beginning`. One alone is streamed, whole characters only."""
-    beginning = clean(beginning)  # and so without a space at its end: to the vocabulary a space belongs to the word it precedes
-    if wanted is None:            # what follows a lone </s> is the model's idea of how ratings are distributed
-        prior = model(torch.tensor([[vocab.eos]], device=dev))[0, -1, vocab.starts].float().softmax(0)
-        picked = torch.multinomial(prior, num_samples, replacement=True, generator=generator).tolist()
-    else:
-        picked = [wanted] * num_samples
-    ids = vocab.encode([beginning])[0] if beginning else []
-    idx = torch.tensor([[vocab.eos, vocab.starts[r], *ids] for r in picked], device=dev)
-    written, shown = [list(ids) for _ in picked], ''
-    if num_samples == 1:
-        print(f'[{SHOWN[picked[0]]}] ' if wanted is None else '', end='', flush=True)
-    rivals = [start for start in vocab.starts[:-1] if wanted is not None and start != vocab.starts[wanted]]
-    for column in generate(model, idx, max_token, vocab.banned, rivals, guidance, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator):
-        for row, i in zip(written, column.tolist()):
-            if i != vocab.eos:
-                row.append(i)
-        if num_samples == 1:
-            text = vocab.decode(written[0]).rstrip('\ufffd')  # the rest of a character spelled in bytes is still to come
-            print(text[len(shown):], end='', flush=True)
-            shown = text
-    texts = [vocab.decode(row) for row in written]
-    if num_samples == 1:
-        print(texts[0][len(shown):])
-    readings = rate(model, written, vocab.starts[:-1]).softmax(1) if show_rating else [None] * len(texts)
-    for r, text, reading in zip(picked, texts, readings):
-        if num_samples > 1:
-            print((f'[{SHOWN[r]}] ' if wanted is None else '') + text)
-        if reading is not None:
-            print('    reads as ' + ', '.join(f'{name} {share:.0%}' for name, share in zip(SHOWN, reading.tolist())))
+MOST_ROWS = 256            # in a batch of reviews that are written side by side
+BATCH_BYTES = 1 << 30      # that such a batch may keep in memory
 
 
 def main():
-    if rating and rating.lower() not in WORDS:
-        refuse(f"rating='{rating}': it is one of {', '.join(f'{en} ({i}, {ko})' for i, (en, ko) in enumerate(NAMES))}")
-    if num_samples < 1 or max_token < 1 or temperature < 0 or top_k < 0 or guidance < 0 or not 0 < top_p <= 1:
-        refuse('num_samples and max_token take 1 or more, temperature, top_k and guidance 0 or more, top_p more than 0 and at most 1')
+    check_settings()
+    device = select_device(settings.device)
+    folder = find_model_folder(settings.model_path)
+    flags = {name: getattr(settings, name) for name in SHAPE_FLAGS}
+    model, meta, vocabulary = open_model(folder, device, flags)
+    if not settings.model_path:
+        print(f'{folder}, the newest', file=sys.stderr)
+    if settings.page:
+        from parts.page import write_page
+        n_bytes = write_page(model.cpu(), vocabulary, meta, settings.page)
+        print(f'{settings.page}: {n_bytes / 1e6:.1f} MB; open it in a browser')
+        return
+    generator = torch.Generator(device).manual_seed(settings.seed)
+    for beginning in read_beginnings():
+        write_reviews(model, vocabulary, clean(beginning), generator)
+
+
+# --- what a person asks for ---
+
+def check_settings():
+    """Raise UserError where a setting makes no sense."""
+    asked_rating()
+    for name in ('num_samples', 'max_token'):
+        if getattr(settings, name) < 1:
+            raise UserError(f'{name}={getattr(settings, name)}: it takes 1 or more')
+    for name in ('temperature', 'top_k', 'guidance'):
+        if getattr(settings, name) < 0:
+            raise UserError(f'{name}={getattr(settings, name)}: it takes 0 or more')
+    if not 0 < settings.top_p <= 1:
+        raise UserError(f'top_p={settings.top_p}: it takes more than 0 and at most 1')
+    if not 0 <= settings.seed < 2 ** 63:
+        raise UserError(f'seed={settings.seed}: it takes 0 to 2^63 - 1')
+
+
+def asked_rating():
+    """The number of the rating asked for, or None. Raises UserError."""
+    word = settings.rating.lower()
+    if not word:
+        return None
+    for number, (english, korean) in enumerate(RATING_NAMES):
+        if word in (str(number), english, korean):
+            return number
+    known = [f'{english} ({n}, {korean})' for n, (english, korean) in enumerate(RATING_NAMES)]
+    raise UserError(f"rating='{settings.rating}': it is one of {', '.join(known)}")
+
+
+def read_beginnings():
+    """--prompt, or what a person types until exit, or every line of a pipe. Raises UserError."""
+    if settings.prompt is not None:
+        yield settings.prompt
+        return
     try:
-        dev, _ = choose(device)
-        path = find(model_path)
-        model, _, vocab = open_model(path, dev, globals())
-    except (OSError, ValueError) as e:
-        refuse(e)
-    if not model_path:
-        print(f'{path}, the newest', file=sys.stderr)
-    generator = torch.Generator(dev).manual_seed(seed)
-    wanted = WORDS[rating.lower()] if rating else None
-    try:
-        if prompt is not None:
-            write(model, vocab, prompt, wanted, generator, dev)
-        elif sys.stdin.isatty():
-            while (line := input('\nbegin with (exit to end): ')).strip() != 'exit':
-                write(model, vocab, line, wanted, generator, dev)
+        if sys.stdin.isatty():
+            yield from ask_for_beginnings()
         else:
-            for line in sys.stdin:
-                write(model, vocab, line, wanted, generator, dev)
-    except EOFError:
-        print()
-    except KeyboardInterrupt:
-        print()
-        raise SystemExit(130)
+            yield from sys.stdin
     except UnicodeDecodeError:
-        refuse('the input is not UTF-8')
+        raise UserError('the input is not UTF-8') from None
+
+
+def ask_for_beginnings():
+    """Lines that a person types, until exit or the end of the input."""
+    while True:
+        try:
+            line = input('\nbegin with (exit to end): ')
+        except EOFError:
+            print()
+            return
+        if line.strip() == 'exit':
+            return
+        yield line
+
+
+# --- writing ---
+
+def write_reviews(model, vocabulary, beginning, generator):
+    """Print num_samples reviews that begin with `beginning`, batch after batch.
+
+    The size of a batch follows from the model and the settings. So the same seed writes the same
+    reviews, and a larger num_samples begins with the full batches of a smaller one.
+    """
+    ids = vocabulary.encode([beginning])[0] if beginning else []
+    rating = asked_rating()
+    rival_ids = []                                            # the ratings guidance keeps away from
+    if rating is not None and settings.guidance > 0:
+        rival_ids = [i for n, i in enumerate(vocabulary.rating_ids[:-1]) if n != rating]
+    n_rows = rows_at_once(model.config, len(ids) + 2, n_readings=1 + len(rival_ids))
+    for first in range(0, settings.num_samples, n_rows):
+        B = min(n_rows, settings.num_samples - first)
+        if rating is None:
+            ratings = draw_ratings(model, vocabulary, B, generator)
+        else:
+            ratings = [rating] * B
+        write_batch(model, vocabulary, ids, ratings, rival_ids, generator)
+
+
+def rows_at_once(config, T, n_readings):
+    """How many reviews to write side by side, so that memory suffices for any num_samples.
+
+    T: tokens of the beginning. A row keeps keys and values of all it may look back at, and while it
+    reads the beginning it holds a score for every pair of tokens. Guidance reads a row n_readings
+    times.
+    """
+    kept = min(config.chunk_size, T + settings.max_token)
+    cache = 2 * config.n_layers * config.nkv * config.head_dim * kept
+    scores = config.nhead * min(T, config.chunk_size) ** 2
+    row_bytes = 4 * n_readings * (cache + scores)             # float32
+    return max(1, min(MOST_ROWS, BATCH_BYTES // row_bytes))
+
+
+@torch.inference_mode()
+def draw_ratings(model, vocabulary, B, generator):
+    """B places in rating_ids, drawn from what the model expects after a lone `</s>`."""
+    idx = torch.tensor([[vocabulary.eos]], device=generator.device)
+    logits = model(idx)[0, -1, vocabulary.rating_ids].float()
+    shares = logits.softmax(dim=0)
+    return torch.multinomial(shares, B, replacement=True, generator=generator).tolist()
+
+
+def write_batch(model, vocabulary, ids, ratings, rival_ids, generator):
+    """Print a review of each of the ratings (B,), all beginning with ids. One alone is streamed."""
+    rows = [[vocabulary.eos, vocabulary.rating_ids[rating], *ids] for rating in ratings]
+    idx = torch.tensor(rows, device=generator.device)         # (B, T)
+    columns = generate(                                       # yields (B,), one id a row
+        model, idx, settings.max_token, vocabulary.banned, rival_ids, settings.guidance,
+        compile=settings.compile, temperature=settings.temperature, top_k=settings.top_k,
+        top_p=settings.top_p, generator=generator)
+    labels = [label(rating) for rating in ratings]
+    streamed = settings.num_samples == 1
+    if streamed:
+        print(labels[0], end='', flush=True)
+        written = [stream_review(vocabulary, ids, columns)]
+    else:
+        written = collect_reviews(vocabulary, ids, columns, len(ratings))
+    if settings.show_rating:
+        log_joint = rating_log_probs(model, written, vocabulary.rating_ids[:-1])
+        shares = log_joint.softmax(dim=1).tolist()            # P(rating | text), (B, ratings)
+    for n, row in enumerate(written):
+        if not streamed:
+            print(labels[n] + vocabulary.decode(row))
+        if settings.show_rating:
+            print(f'    reads as {shares_in_words(shares[n])}')
+    sys.stdout.flush()
+
+
+def stream_review(vocabulary, ids, columns):
+    """Print a review while it is written. Returns its ids, those of its beginning included."""
+    row = list(ids)
+    shown = ''
+    for column in columns:
+        i = column.item()
+        if i != vocabulary.eos:
+            row.append(i)
+        text = vocabulary.decode(row)
+        text = text.rstrip('\ufffd')                          # the bytes of a character to come
+        print(text[len(shown):], end='', flush=True)
+        shown = text
+    print(vocabulary.decode(row)[len(shown):])
+    return row
+
+
+def collect_reviews(vocabulary, ids, columns, B):
+    """The ids of B reviews, those of their beginning included."""
+    rows = [list(ids) for _ in range(B)]
+    for column in columns:
+        for row, i in zip(rows, column.tolist()):
+            if i != vocabulary.eos:
+                row.append(i)
+    return rows
+
+
+def label(rating):
+    """'[positive] ', or '' where a person asked for a rating and so knows it."""
+    return '' if settings.rating else f'[{rating_name(rating)}] '
+
+
+def rating_name(rating):
+    if rating == len(RATING_NAMES):
+        return 'of unknown rating'
+    english, _ = RATING_NAMES[rating]
+    return english
+
+
+def shares_in_words(shares):
+    """'negative 3%, positive 95%, ambiguous 2%'"""
+    return ', '.join(f'{rating_name(n)} {share:.0%}' for n, share in enumerate(shares))
 
 
 if __name__ == '__main__':
-    main()
+    run_script(main)

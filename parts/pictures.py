@@ -1,0 +1,131 @@
+"""Pictures that say more than numbers: the losses of a run, the ladder of models, a review.
+
+The first two need matplotlib, and are left out where there is none.
+"""
+import csv
+import math
+from contextlib import suppress
+
+BITS_OF_RED = 8            # a character as surprising as this, or more, is red
+RESET = '\033[0m'          # the terminal's colours as they were
+
+
+def new_figure(width, height):
+    """(figure, axes), the size in inches; (None, None) where there is no matplotlib."""
+    try:
+        from matplotlib.figure import Figure  # here, for it takes its time
+    except ImportError:
+        return None, None
+    figure = Figure(figsize=(width, height), layout='constrained')
+    return figure, figure.subplots()
+
+
+# --- the losses of a run ---
+
+def draw_losses(out_dir, floor):
+    """Draw out_dir/log.csv into out_dir/loss.png: nats per token against tokens.
+
+    floor: the bits per character of the source itself, or None. It is drawn in nats per token.
+    """
+    figure, axes = new_figure(7, 4)
+    if figure is None:
+        return
+    rows = read_log(out_dir / 'log.csv')
+    tokens, losses = column(rows, 'train_loss')
+    axes.plot(tokens, losses, lw=1, label='training')
+    validated = [row for row in rows if row['val_loss']]
+    if validated:
+        tokens, losses = column(validated, 'val_loss')
+        axes.plot(tokens, losses, 'o-', label='validation')
+    if validated and floor:
+        last = validated[-1]
+        nats_per_bit = float(last['val_loss']) / float(last['bits_per_char'])
+        axes.axhline(floor * nats_per_bit, color='gray', ls='--', label='entropy of the source')
+    axes.set(xlabel='tokens', ylabel='loss (nats per token)', title=str(out_dir))
+    axes.legend()
+    figure.savefig(out_dir / 'loss.png', dpi=120)
+
+
+def read_log(path):
+    """The rows of log.csv as dicts of strings, but for step 0, which has no training loss yet."""
+    with open(path, encoding='utf-8') as file:
+        return [row for row in csv.DictReader(file) if row['step'] != '0']
+
+
+def column(rows, name):
+    """(tokens, values): the points of a curve."""
+    tokens = [int(row['tokens']) for row in rows]
+    values = [float(row[name]) for row in rows]
+    return tokens, values
+
+
+# --- the ladder ---
+
+def draw_ladder(rows, path):
+    """One bar for each of several models: bits per character, from the floor of the data up.
+
+    rows: what `eval.py --json=true` prints. Returns whether there is a picture now: not of a single
+    model, not without matplotlib, and not where nothing can be written.
+    """
+    if len(rows) < 2:
+        return False
+    figure, axes = new_figure(7, 0.8 + 0.4 * len(rows))
+    if figure is None:
+        return False
+    floor = rows[0].get('floor_bits_per_char', 0)              # 0 where it is not known
+    names = [row['model_path'] for row in rows]
+    above = [row['bits_per_char'] - floor for row in rows]
+    bars = axes.barh(names, above, left=floor)
+    axes.bar_label(bars, [bar_text(row) for row in rows], padding=4)
+    axes.invert_yaxis()                                        # the first model on top
+    axes.spines[['top', 'right']].set_visible(False)
+    axes.set_xlim(floor, floor + 1.3 * max(above))             # room for the labels
+    title = 'bits per character'
+    if floor:
+        title += f'; the text itself has {floor:.4f}'
+    axes.set_xlabel(title)
+    with suppress(OSError):  # the scores are told already: a picture is no reason to fail
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=120)
+        return True
+    return False
+
+
+def bar_text(row):
+    """'0.731', or '0.731 (+1.5%)' where the floor is known."""
+    text = f'{row["bits_per_char"]:.3f}'
+    if 'above_floor' in row:
+        text += f' ({row["above_floor"]:+.1%})'
+    return text
+
+
+# --- a review, coloured ---
+
+def colour_by_surprise(vocabulary, ids, nats):
+    """The text of ids for a terminal, each character on the colour of its surprise.
+
+    nats: the surprise of every id. A character may take several ids, and an id may be several
+    characters: those that become readable together share their bits.
+    """
+    line = ''
+    shown = ''                                                 # the characters in line
+    bits = 0.0                                                 # not yet spent on a character
+    for n, surprise in enumerate(nats, 1):
+        bits += surprise / math.log(2)
+        text = vocabulary.decode(ids[:n])
+        if n < len(ids):
+            text = text.rstrip('\ufffd')                       # some of its bytes are still to come
+        new = text[len(shown):]
+        if new:
+            line += background(bits / len(new)) + new
+            shown = text
+            bits = 0.0
+    return line + RESET
+
+
+def background(bits):
+    """The code for black on a colour from green (0 bits) over yellow to red (BITS_OF_RED bits)."""
+    share = min(1.0, bits / BITS_OF_RED)
+    red = int(255 * min(1.0, 2 * share))
+    green = int(255 * min(1.0, 2 - 2 * share))
+    return f'\033[30;48;2;{red};{green};90m'

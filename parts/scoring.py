@@ -1,0 +1,189 @@
+"""How well does a model read? The surprise of every token, and the rating of a review.
+
+    reviews (ids) → batches of like length → the model → -log P of every token, in nats
+
+A model that writes reviews of a rating also reads ratings, with nothing added to it. By Bayes' rule
+
+    P(rating | text) = P(rating) P(text | rating) / P(text)
+
+and the model knows both factors. P(rating) is what it expects after a lone `</s>`. P(text | rating)
+is the product of the probabilities of the tokens that follow. (This is a generative classifier.)
+"""
+import torch
+import torch.nn.functional as F
+
+POSITIONS_AT_ONCE = 1024   # for the head: logits of all positions, (B, T, V), would fill the memory
+
+
+# --- surprise: -log P of every token ---
+
+@torch.inference_mode()
+def surprise(model, reviews, batch_tokens=8192):
+    """How surprised the model is by every token of every review, given the tokens before it.
+
+    reviews: lists of ids, `</s> <rating> tokens… </s>`. Returns a list with one (nats, hit) each.
+    Both are tensors one shorter than the review, for its first token is given:
+        nats, float32    -log P of the token
+        hit, bool        whether the token was the model's first guess
+    A review of more than chunk_size tokens is read in pieces of chunk_size, and a piece does not
+    see the one before it. A batch has at most batch_tokens tokens, or else one piece.
+    """
+    results = []
+    for review in reviews:
+        n_targets = len(review) - 1
+        results.append((torch.empty(n_targets), torch.empty(n_targets, dtype=torch.bool)))
+    pieces = cut_into_pieces(reviews, model.config.chunk_size)
+    for batch in batches_by_length(pieces, batch_tokens):
+        scored = score_rows(model, [ids for _, _, ids in batch])
+        for (number, first, _), (nats, hit) in zip(batch, scored):
+            review_nats, review_hit = results[number]
+            review_nats[first:first + len(nats)] = nats
+            review_hit[first:first + len(hit)] = hit
+    return results
+
+
+def cut_into_pieces(reviews, chunk_size):
+    """[(number of the review, its first target, ids)]: chunk_size inputs, and a target for each."""
+    pieces = []
+    for number, review in enumerate(reviews):
+        for first in range(0, len(review) - 1, chunk_size):
+            pieces.append((number, first, review[first:first + chunk_size + 1]))
+    return pieces
+
+
+def batches_by_length(pieces, batch_tokens):
+    """Lists of pieces of like length, the longest first. To compute padding is work for nothing."""
+    pieces = sorted(pieces, key=n_inputs)
+    while pieces:
+        longest = n_inputs(pieces[-1])
+        n_rows = max(1, batch_tokens // longest)
+        yield pieces[-n_rows:]
+        del pieces[-n_rows:]
+
+
+def n_inputs(piece):
+    """How many tokens of a piece the model reads: all but the last, which is a target alone."""
+    _, _, ids = piece
+    return len(ids) - 1
+
+
+def score_rows(model, rows):
+    """(nats, hit) for each row of ids, on the CPU; both are one shorter than the row."""
+    device = model.lm_head.weight.device
+    lengths = [len(row) - 1 for row in rows]
+    T = max(lengths)
+    padded = torch.full((len(rows), T + 1), model.config.eos)
+    for n, row in enumerate(rows):
+        padded[n, :len(row)] = torch.tensor(row)
+    padded = padded.to(device)                                # (B, T+1)
+    row_length = torch.tensor(lengths, device=device)         # (B,)
+    is_text = torch.arange(T, device=device) < row_length[:, None]  # (B, T), False where padded
+    x = model.hidden(padded[:, :-1])[is_text]                 # (N, C): all rows, end to end
+    targets = padded[:, 1:][is_text]                          # (N,)
+    nats, hit = [], []
+    for first in range(0, len(x), POSITIONS_AT_ONCE):
+        here = slice(first, first + POSITIONS_AT_ONCE)
+        logits = model.logits(x[here]).float()                # (1024, V)
+        nats.append(F.cross_entropy(logits, targets[here], reduction='none'))
+        hit.append(logits.argmax(dim=-1) == targets[here])
+    nats = torch.cat(nats).cpu().split(lengths)
+    hit = torch.cat(hit).cpu().split(lengths)
+    return list(zip(nats, hit))
+
+
+# --- the rating of a text ---
+
+def rating_log_probs(model, texts, rating_ids, batch_tokens=8192):
+    """log P(rating, text) in nats, for every text and every rating: (N, number of ratings).
+
+    texts: lists of ids without control tokens. rating_ids: the id that opens a review, per rating.
+    This is a joint probability, log P(rating) + log P(text | rating), and the very sum that
+    training raises. The softmax of a row is P(rating | text).
+    """
+    eos = model.config.eos
+    reviews = [[eos, rating_id, *text, eos] for text in texts for rating_id in rating_ids]
+    sums = [-nats.sum() for nats, _ in surprise(model, reviews, batch_tokens)]
+    return torch.stack(sums).view(len(texts), len(rating_ids))
+
+
+# --- negative or positive? ---
+
+def sentiment(model, rating_ids, rated, own_nats, batch_tokens=8192):
+    """Negative against positive, as the authors of KR3 test it: see sentiment_scores.
+
+    rated: [(rating, ids)] of negative (0) and positive (1) reviews. own_nats: the surprise of each
+    under its own rating. That is known already, so one more pass, under the other rating, decides.
+    """
+    eos = model.config.eos
+    flipped = [[eos, rating_ids[1 - rating], *ids, eos] for rating, ids in rated]
+    other_nats = [nats for nats, _ in surprise(model, flipped, batch_tokens)]
+    log_odds, even_log_odds = [], []
+    for (rating, _), own, other in zip(rated, own_nats, other_nats):
+        sign = 1 if rating == 1 else -1                       # evidence counts towards positive
+        log_odds.append(sign * sum_of_difference(other, own))
+        even_log_odds.append(sign * sum_of_difference(other[1:], own[1:]))  # [0] is the rating's
+    truth = [rating for rating, _ in rated]
+    return sentiment_scores(truth, log_odds, even_log_odds)
+
+
+def sum_of_difference(nats, other):
+    """Sum of nats less sum of other, in double precision: exactly 0 where the two are equal."""
+    return (nats.double().sum() - other.double().sum()).item()
+
+
+def sentiment_scores(truth, log_odds, even_log_odds):
+    """How well evidence tells positive from negative reviews: what `eval.py --json=true` prints.
+
+    truth: 0 or 1 for each review, both present. log_odds: log P(positive, text) less
+    log P(negative, text). even_log_odds: the same without P(rating), which leans to the commoner
+    rating; it is the right one where a test set is half and half. Balanced accuracy and macro-F1
+    count both ratings alike. The area under the ROC curve depends on no threshold.
+    """
+    table = confusion_table(truth, log_odds)
+    even_table = confusion_table(truth, even_log_odds)
+    f1 = 2 * table.diagonal() / (table.sum(dim=0) + table.sum(dim=1))
+    return {
+        'sentiment_accuracy': (table.diagonal().sum() / table.sum()).item(),
+        'sentiment_balanced_accuracy': balanced_accuracy(table),
+        'sentiment_balanced_accuracy_at_even_odds': balanced_accuracy(even_table),
+        'sentiment_macro_f1': f1.mean().item(),
+        'sentiment_auc': area_under_roc(truth, log_odds),
+        'confusion': table.long().tolist(),
+    }
+
+
+def confusion_table(truth, log_odds):
+    """How many reviews of each rating (rows) were read as which (columns): (2, 2) float64.
+
+    Where the log-odds are 0 the model cannot tell, and the review is read as positive, whatever
+    it is. So a model that never can tell has a balanced accuracy of 0.5.
+    """
+    table = torch.zeros(2, 2, dtype=torch.float64)
+    for rating, evidence in zip(truth, log_odds):
+        guess = 1 if evidence >= 0 else 0
+        table[rating, guess] += 1
+    return table
+
+
+def balanced_accuracy(table):
+    """The mean of two shares: negative reviews that were read right, and positive ones."""
+    recall = table.diagonal() / table.sum(dim=1)
+    return recall.mean().item()
+
+
+def area_under_roc(truth, scores):
+    """The probability that a positive review has a higher score than a negative one; 0.5 is chance.
+
+    Computed from ranks; equal scores share the mean of theirs, so a tie counts as half a win
+    (Mann & Whitney 1947; Hanley & McNeil 1982).
+    """
+    truth = torch.tensor(truth)
+    scores = torch.tensor(scores, dtype=torch.float64)
+    _, group, size = scores.unique(return_inverse=True, return_counts=True)  # equal scores, rising
+    last_rank = size.cumsum(dim=0)                            # of each group, counting from 1
+    mean_rank = last_rank - (size.double() - 1) / 2
+    n_positive = int((truth == 1).sum())
+    n_negative = len(truth) - n_positive
+    rank_sum = mean_rank[group][truth == 1].sum().item()
+    wins = rank_sum - n_positive * (n_positive + 1) / 2       # of n_positive * n_negative pairs
+    return wins / (n_positive * n_negative)
