@@ -1,0 +1,159 @@
+"""One page that shows the model think: weights, vocabulary and forward pass in one HTML file.
+
+    model → 8-bit rows and their scales → base64 ┐
+    vocabulary → pieces and control ids ─────────┴→ JSON → page.html, in place of {{folder}} → PATH
+
+The page is opened from the disk and needs no network. page.html is the second lesson: the forward
+pass of model.py without a framework.
+"""
+import base64
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from parts.corpus import RATING_NAMES
+from parts.errors import UserError
+from parts.files import atomic_write
+from parts.vocabulary import Characters, SentencePiece
+
+TEMPLATE = Path(__file__).with_name('page.html')
+LARGEST = {'int8': 2 ** 7 - 1, 'int16': 2 ** 15 - 1}  # the largest number of each format
+
+
+def write_page(model, vocabulary, meta, path, weights='int8'):
+    """Write the page of a decoder to path. Returns its size in bytes. Raises UserError.
+
+    weights: 'int8', 'int16' or 'float32', the format of the matrices in the page. 8 bits move the
+    logits a little and the bits per character next to nothing, see docs/LOG.md.
+    """
+    if model.config.arch != 'decoder':
+        raise UserError('the page shows where attention looks, so '
+                        'it takes a decoder, and this model has arch=ffn')
+    folder = {
+        'about': describe(model, meta),
+        'config': asdict(model.config),
+        'vocabulary': page_vocabulary(vocabulary),
+        'ratings': known_ratings(model, vocabulary),
+        'tensors': page_tensors(model, weights),
+    }
+    text = json.dumps(folder, ensure_ascii=False, separators=(',', ':'))
+    text = text.replace('<', '\\u003c')  # no piece may end the script that holds it
+    page = TEMPLATE.read_text('utf-8').replace('{{folder}}', text)
+    try:
+        with atomic_write(path) as file:
+            file.write(page)
+    except OSError as error:
+        raise UserError(f'the page cannot be written to {path} ({error.strerror})') from None
+    return len(page.encode())
+
+
+def describe(model, meta):
+    """One line about the model: its size, how good it is, its data and their licences."""
+    config = model.config
+    n_parameters = sum(p.numel() for p in model.parameters())
+    facts = [f'{n_parameters:,} parameters', f'{config.n_layers} layers of {config.d_model}']
+    if 'bits_per_char' in meta:
+        facts.append(f'{meta["bits_per_char"]:.3f} bits/char')
+    for source in meta.get('sources', []):
+        facts.append(f'{source["name"]} ({source["licence"]})')
+    return ' · '.join(facts)
+
+
+# --- the weights ---
+
+def page_tensors(model, weights):
+    """{name: {dtype, shape, data, scale}} of every parameter. Raises UserError.
+
+    A row of data times its scale is a row of the parameter.
+    """
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        weight = parameter.detach().float().cpu()
+        if not weight.isfinite().all():
+            raise UserError(f'{name} holds values that are not numbers; train the model again')
+        scale = torch.ones(len(weight))
+        dtype = weights if weight.ndim == 2 else 'float32'    # the gains of the norms are few
+        if dtype != 'float32':
+            weight, scale = round_rows(weight, dtype)
+        tensors[name] = {
+            'dtype': dtype,
+            'shape': list(weight.shape),
+            'data': to_base64(weight),
+            'scale': to_base64(scale),
+        }
+    return tensors
+
+
+def round_rows(weight, dtype):
+    """A matrix (O, I) → whole numbers (O, I) of this dtype, and the scale (O,) of each row."""
+    largest = LARGEST[dtype]
+    scale = weight.abs().amax(dim=1) / largest
+    scale[scale == 0] = 1.0                                   # a row of zeros
+    rounded = (weight / scale[:, None]).round()               # -largest … largest
+    return rounded.to(getattr(torch, dtype)), scale
+
+
+def to_base64(tensor):
+    """The bytes of a tensor, lowest byte first, as text."""
+    array = tensor.contiguous().numpy()
+    array = array.astype(array.dtype.newbyteorder('<'), copy=False)
+    return base64.b64encode(array).decode('ascii')
+
+
+# --- the vocabulary ---
+
+def page_vocabulary(vocabulary):
+    """What the page needs in order to encode, decode and show ids. Raises UserError.
+
+    pieces: the text of every id, '' where no text spells it (control tokens, bytes); labels: what
+    to show for it.
+    """
+    if isinstance(vocabulary, SentencePiece):
+        page = sentencepiece_pieces(vocabulary.processor)
+    elif isinstance(vocabulary, Characters):
+        page = character_pieces(vocabulary.characters)
+    else:
+        raise UserError('the page can spell with SentencePiece or with characters; '
+                        'this model has a tokenizer of the Hub')
+    return page | {'eos': vocabulary.eos, 'banned': vocabulary.banned}
+
+
+def sentencepiece_pieces(processor):
+    """Pieces in the order of their scores, which is the order in which they merge."""
+    pieces = []
+    labels = []
+    for id in range(len(processor)):
+        name = processor.id_to_piece(id)
+        if processor.is_control(id) or processor.is_unknown(id) or processor.is_byte(id):
+            pieces.append('')
+        else:
+            pieces.append(name)
+        labels.append(name.replace('▁', '␣'))
+    first_byte = processor.piece_to_id('<0x00>')
+    return {'mode': 'tokenizer', 'pieces': pieces, 'labels': labels, 'first_byte': first_byte}
+
+
+def character_pieces(characters):
+    """characters: the control tokens, <unk>, then the characters, in the order of their ids."""
+    unknown = characters.index('<unk>')
+    pieces = [''] * unknown + ['\ufffd'] + characters[unknown + 1:]
+    labels = [character.replace(' ', '␣') for character in characters]
+    return {'mode': 'manual', 'pieces': pieces, 'labels': labels, 'unknown': unknown}
+
+
+@torch.inference_mode()
+def known_ratings(model, vocabulary):
+    """[{n, start, name}] of the ratings that reviews had in training. A text is read under each.
+
+    They are those that may follow a lone `</s>`. Where no review was rated it is `<s>` alone.
+    """
+    idx = torch.tensor([[vocabulary.eos]], device=model.lm_head.weight.device)
+    logits = model(idx)[0, -1, vocabulary.rating_ids]         # (ratings,)
+    prior = logits.float().softmax(dim=0).tolist()
+    names = [f'{korean} {english}' for english, korean in RATING_NAMES]
+    known = [n for n in range(len(names)) if prior[n] > 0.001]
+    names.append('평점 없음 unrated')
+    known = known or [len(names) - 1]
+    return [{'n': n, 'start': vocabulary.rating_ids[n], 'name': names[n]} for n in known]

@@ -1,0 +1,466 @@
+"""The page in headless Chromium: its numbers against Python's, and a visit as a person pays."""
+import base64
+import copy
+import json
+import random
+import shutil
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from itertools import islice
+
+import pytest
+import torch
+
+from model import Config, build, generate
+from parts.corpus import clean, read_split
+from parts.errors import UserError
+from parts.folder import load_model
+from parts.page import round_rows, write_page
+from parts.scoring import rating_log_probs, surprise
+from parts.vocabulary import HubTokenizer, load_vocabulary
+
+CHROMIUM = [shutil.which(name) for name in ('chromium', 'chromium-browser', 'google-chrome')]
+needs_chromium = pytest.mark.skipif(
+    not any(CHROMIUM) or not shutil.which('chromedriver'),
+    reason='it needs Chromium and its driver; on Debian: apt-get install chromium chromium-driver')
+
+TEXTS = [
+    '김치찌개가 정말 맛있었어요.',
+    '별로였음',
+    '',
+    'ㅋㅋㅋㅋ 대박',
+    '서비스가 너무 불친절했고 양도 적었습니다ㅠㅠ',
+    '🍜 라면 👍🏽',
+    '<script>alert("1")</script>',
+    """It's 100% "OK" & more""",
+    '뷁 쀍 龍',
+    '아 ' * 20,
+]
+
+
+# --- a browser, driven through WebDriver ---
+
+class Browser:
+    """Chromium without a window. Each command is an HTTP request to chromedriver (WebDriver)."""
+
+    def __init__(self):
+        with socket.socket() as free:
+            free.bind(('127.0.0.1', 0))
+            port = free.getsockname()[1]
+        self.address = f'http://127.0.0.1:{port}'
+        self.http = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        self.session = None
+        command = ['chromedriver', f'--port={port}']
+        self.driver = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+
+    def start(self, profile):
+        """Open a window, with an empty folder for what Chromium remembers."""
+        self.wait_for_driver()
+        flags = ['--headless', '--no-sandbox', '--disable-gpu', '--no-first-run', '--disable-sync',
+                 '--disable-background-networking', '--disable-component-update',
+                 '--window-size=1200,1250', f'--user-data-dir={profile}']
+        options = {'args': flags, 'binary': next(path for path in CHROMIUM if path)}
+        wanted = {'goog:chromeOptions': options, 'goog:loggingPrefs': {'browser': 'ALL'}}
+        session = self.send('/session', capabilities={'alwaysMatch': wanted})
+        self.session = f'/session/{session["sessionId"]}'
+
+    def wait_for_driver(self):
+        for _ in range(200):
+            try:
+                self.http.open(f'{self.address}/status').close()
+                return
+            except OSError:
+                time.sleep(0.05)
+        pytest.fail('chromedriver does not answer')
+
+    def send(self, path, method='POST', **body):
+        """What chromedriver answers to a command. An error of the page's script fails the test."""
+        data = json.dumps(body).encode() if method == 'POST' else None
+        request = urllib.request.Request(self.address + path, data, method=method)
+        try:
+            with self.http.open(request, timeout=60) as answer:
+                return json.load(answer)['value']
+        except urllib.error.HTTPError as error:
+            pytest.fail(json.load(error)['value']['message'])
+
+    def open(self, path):
+        self.send(f'{self.session}/url', url=path.as_uri())
+
+    def run(self, script, *args):
+        """Run JavaScript in the page; what it returns."""
+        return self.send(f'{self.session}/execute/sync', script=script, args=list(args))
+
+    def wait(self, condition):
+        """Wait until this JavaScript expression is true."""
+        for _ in range(400):
+            if self.run(f'return Boolean({condition})'):
+                return
+            time.sleep(0.05)
+        pytest.fail(f'20 seconds, and not yet: {condition}')
+
+    def find(self, selector):
+        found = self.send(f'{self.session}/element', using='css selector', value=selector)
+        return f'{self.session}/element/{next(iter(found.values()))}'
+
+    def click(self, selector):
+        self.send(f'{self.find(selector)}/click')
+
+    def type(self, selector, text):
+        self.send(f'{self.find(selector)}/clear')
+        self.send(f'{self.find(selector)}/value', text=text)
+
+    def press(self, key):
+        strokes = [{'type': 'keyDown', 'value': key}, {'type': 'keyUp', 'value': key}]
+        device = {'type': 'key', 'id': 'keys', 'actions': strokes}
+        self.send(f'{self.session}/actions', actions=[device])
+
+    def point_at(self, selector):
+        element = {'element-6066-11e4-a52e-4f735466cecf': self.find(selector).rpartition('/')[2]}
+        move = {'type': 'pointerMove', 'origin': element, 'x': 0, 'y': 0}
+        device = {'type': 'pointer', 'id': 'mouse', 'actions': [move]}
+        self.send(f'{self.session}/actions', actions=[device])
+
+    def complaints(self):
+        """What the page has written to the console since last asked: errors, refused requests."""
+        lines = self.send(f'{self.session}/se/log', type='browser')
+        return [line['message'] for line in lines]
+
+    def save_screenshot(self, path):
+        path.write_bytes(base64.b64decode(self.send(f'{self.session}/screenshot', method='GET')))
+
+    def close(self):
+        if self.session:
+            self.send(self.session, method='DELETE')
+        self.driver.terminate()
+        self.driver.wait()
+
+
+@pytest.fixture(scope='module')
+def browser(tmp_path_factory):
+    browser = Browser()
+    try:
+        browser.start(tmp_path_factory.mktemp('profile'))
+        yield browser
+    finally:
+        browser.close()
+
+
+@pytest.fixture(scope='module')
+def decoder(models):
+    model, meta = load_model(models / 'decoder')
+    return model, meta, load_vocabulary(models / 'decoder')
+
+
+def open_page(browser, path, model, meta, vocabulary, **how):
+    """Write the page and open it; it has then read the beginning that stands in it."""
+    write_page(model, vocabulary, meta, path, **how)
+    browser.open(path)
+    browser.wait("$('verdict').textContent")
+    assert browser.complaints() == []
+
+
+def rounded(model, dtype):
+    """The model with the weights that stand in its page."""
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                rows, scale = round_rows(parameter, dtype)
+                parameter.copy_(rows * scale[:, None])
+    return model
+
+
+def page_logits(browser, ids):
+    """(T, V) as the page computes them."""
+    return torch.tensor(browser.run('''
+        const past = [];
+        for (const id of arguments[0]) past.push(hidden(id, past));
+        return past.map(({ streams }) => Array.from(logits(streams[n_layers])));
+    ''', ids))
+
+
+@torch.inference_mode()
+def largest_difference(browser, model, vocabulary):
+    """Between the page's logits and the model's: ten texts, every id at every place."""
+    largest = 0
+    for n, ids in enumerate(vocabulary.encode(TEXTS)):
+        ids = [vocabulary.eos, vocabulary.rating_ids[n % 3], *ids]
+        ours = model(torch.tensor([ids]))[0]
+        largest = max(largest, (page_logits(browser, ids) - ours).abs().max().item())
+    return largest
+
+
+# --- the numbers ---
+
+@needs_chromium
+def test_logits_are_those_of_the_model(browser, decoder, tmp_path):
+    model, meta, vocabulary = decoder
+    open_page(browser, tmp_path / 'page.html', model, meta, vocabulary, weights='float32')
+    assert largest_difference(browser, model, vocabulary) < 1e-4
+
+
+@needs_chromium
+def test_logits_in_16_bits_are_nearly_those_of_the_model(browser, decoder, tmp_path):
+    model, meta, vocabulary = decoder
+    open_page(browser, tmp_path / 'page.html', model, meta, vocabulary, weights='int16')
+    assert largest_difference(browser, model, vocabulary) < 1e-2
+
+
+@needs_chromium
+def test_logits_in_8_bits_are_those_of_the_rounded_model(browser, decoder, tmp_path):
+    model, meta, vocabulary = decoder
+    open_page(browser, tmp_path / 'page.html', model, meta, vocabulary)
+    assert largest_difference(browser, rounded(model, 'int8'), vocabulary) < 1e-4
+
+
+def test_8_bits_cost_next_to_nothing(decoder, demo):
+    model, _, vocabulary = decoder
+    reviews = list(islice(read_split(demo / 'validation.txt'), 100))
+    ids = vocabulary.encode([text for _, text in reviews])
+    framed = [[vocabulary.eos, vocabulary.rating_ids[rating], *row, vocabulary.eos]
+              for (rating, _), row in zip(reviews, ids)]
+    exact, in_8_bits = (sum(nats.sum() for nats, _ in surprise(m, framed))
+                        for m in (model, rounded(model, 'int8')))
+    assert abs(in_8_bits / exact - 1) < 0.01
+
+
+@needs_chromium
+def test_shared_keys_tied_weights_and_a_window_shorter_than_the_text(browser, decoder, tmp_path):
+    _, meta, vocabulary = decoder
+    torch.manual_seed(0)
+    config = Config(vocabulary.size, d_model=32, d_ffn=48, n_layers=2, nhead=4, nkv=2, head_dim=6,
+                    chunk_size=5, tied=True, eos=vocabulary.eos, bos=vocabulary.rating_ids[-1])
+    model = build(config).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    open_page(browser, tmp_path / 'page.html', model, meta, vocabulary, weights='float32')
+    assert largest_difference(browser, model, vocabulary) < 1e-4
+
+
+@needs_chromium
+@pytest.mark.parametrize('rating', [0, 1, 2])
+def test_the_likeliest_continuation_is_that_of_python(browser, decoder, tmp_path, rating):
+    model, meta, vocabulary = decoder
+    open_page(browser, tmp_path / 'page.html', model, meta, vocabulary)
+    ours = browser.run("""
+        const [rating, eos] = arguments;
+        vocabulary.banned.push(eos);    // so that there are 50 tokens, and not one review
+        $('temperature').value = 0;
+        mine = rating;
+        const written = [];
+        while (written.length < 50) {
+          written.push(draw(may_follow(tokens.at(-1).views[mine].probs)));
+          read(written.at(-1));
+        }
+        return written;
+    """, rating, vocabulary.eos)
+    beginning = vocabulary.encode(['김치찌개가'])[0]
+    idx = torch.tensor([[vocabulary.eos, vocabulary.rating_ids[rating], *beginning]])
+    banned = [*vocabulary.banned, vocabulary.eos]
+    theirs = generate(rounded(model, 'int8'), idx, 50, banned, temperature=0)
+    assert ours == [ids.item() for ids in theirs]
+
+
+@needs_chromium
+def test_temperature_and_top_p_leave_what_sample_py_would_draw_from(browser, decoder, tmp_path):
+    model, meta, vocabulary = decoder
+    open_page(browser, tmp_path / 'page.html', model, meta, vocabulary)
+    logits = torch.randn(vocabulary.size, generator=torch.Generator().manual_seed(0)) * 3
+    for temperature, top_p in [(1, 1), (0.5, 0.9), (1.5, 0.3), (0, 0.9)]:
+        ours = browser.run("""
+            $('temperature').value = arguments[1];
+            $('top_p').value = arguments[2];
+            return Array.from(may_follow(softmax(Float64Array.from(arguments[0]))));
+        """, logits.tolist(), temperature, top_p)
+        ours = torch.tensor(ours, dtype=torch.float)
+        assert ours[vocabulary.banned].sum() == 0
+        scores = logits.index_fill(0, torch.tensor(vocabulary.banned), -torch.inf)
+        probs = (scores == scores.max()).float()
+        if temperature > 0:
+            probs = (scores / temperature).softmax(0)
+        likelier = torch.stack([probs[probs > p].sum() for p in probs])
+        probs[likelier >= top_p] = 0
+        torch.testing.assert_close(ours, probs / probs.sum(), atol=1e-6, rtol=1e-4)
+
+
+# --- the vocabulary ---
+
+def odd_texts():
+    """Texts that nobody would type, and TEXTS."""
+    letters = ['가', '각', '힣', 'ㅋ', 'ㅠ', '\u1100', '\u1161', '\u11a8', 'a', 'Z', 'é', 'e\u0301']
+    letters += ['▁', '_', '0', '12', '<', '</s>', '<pos>', '<0x41>', '"', "'", '&', '\\']
+    letters += ['🍜', '👨‍👩‍👧', '龍', '\ufeff', '\ufffd', '\u200b', '\x00', '\x1b', '\x7f']
+    letters += [' ', ' ', '  ', '\t', '\n', '\x1f', '\x85', '\xa0', '\u3000', '\u2028']
+    chance = random.Random(0)
+    made_up = [''.join(chance.choices(letters, k=chance.randrange(30))) for _ in range(300)]
+    return TEXTS + made_up
+
+
+@needs_chromium
+@pytest.mark.parametrize('name', ['decoder', 'manual'])
+def test_texts_have_the_same_ids_and_ids_the_same_text(browser, models, tmp_path, name):
+    model, meta = load_model(models / name)
+    vocabulary = load_vocabulary(models / name)
+    open_page(browser, tmp_path / 'page.html', model, meta, vocabulary)
+    texts = [clean(text) for text in odd_texts()]
+    assert browser.run('return arguments[0].map(clean)', odd_texts()) == texts
+    ids = vocabulary.encode(texts)
+    assert browser.run('return arguments[0].map(encode)', texts) == ids
+    decoded = [vocabulary.decode(row) for row in ids]
+    assert browser.run('return arguments[0].map(decode)', ids) == decoded
+
+
+# --- a visit ---
+
+@needs_chromium
+def test_a_typed_sentence_is_read_as_eval_reads_it(browser, decoder, tmp_path):
+    model, meta, vocabulary = decoder
+    open_page(browser, tmp_path / 'page.html', model, meta, vocabulary, weights='float32')
+    text = '김치찌개가 너무 짰고 서비스도 불친절했어요.'
+    browser.type('#prompt', text)
+    browser.wait(f"tokens.at(-1).written === '{text}'")
+    ids = vocabulary.encode([text])
+    with torch.inference_mode():
+        probs = rating_log_probs(model, ids, vocabulary.rating_ids[:-1]).softmax(1)[0].tolist()
+    negative, positive, ambiguous = (f'{100 * p:.{1 if p < 0.0995 else 0}f}%' for p in probs)
+    assert browser.run("return $('verdict').textContent").endswith(
+        f'부정 negative {negative}, 긍정 positive {positive}, 보통 ambiguous {ambiguous}')
+
+
+@needs_chromium
+def test_a_visit(browser, decoder, tmp_path):
+    open_page(browser, tmp_path / 'page.html', *decoder)
+
+    # --- a review is written, one token after the other ---
+    browser.click('#ratings input[value="1"]')
+    browser.wait('mine === 1')
+    length = browser.run('return tokens.length')
+    browser.click('#step')
+    browser.wait(f'tokens.length === {length + 1}')
+    before = browser.run('return tokens.at(-1).written')
+    browser.run("$('pace').value = 60")
+    browser.click('#write')
+    browser.wait('closed || tokens.length > 100')
+    browser.click('#stop')
+    review = browser.run('return tokens.at(-1).written')
+    assert review.startswith(before) and before.startswith('김치찌개가')
+    browser.wait(f"$('finished').textContent.startsWith({json.dumps(review)})")
+    assert '<pos>' in browser.run("return $('tokens').textContent")
+    browser.save_screenshot(tmp_path / 'page.png')
+
+    # --- the token under the pointer is looked into, then its neighbour, by keyboard ---
+    browser.point_at('#tokens span:nth-child(4)')
+    browser.wait('here === 4')
+    browser.click('#tokens span:nth-child(3)')
+    browser.press('\ue014')  # arrow to the right
+    browser.wait('here === 4 && document.activeElement.ariaSelected === "true"')
+    config = decoder[0].config
+    assert browser.run("return $('heads').rows.length") == 1 + config.n_layers * config.nhead
+    assert browser.run("return $('heads').rows[1].cells.length") == 1 + 5 + 1
+    assert browser.run("return $('layers').rows.length") == 1 + config.n_layers
+
+    # --- a slider moves the bars at once; the first of them is what the last layer says ---
+    shares = "return Array.from($('next').children, bar => bar.lastChild.textContent)"
+    usual = browser.run(shares)
+    assert len(usual) == 12
+    browser.run("$('temperature').value = 2; $('temperature').dispatchEvent(new Event('input'))")
+    assert browser.run(shares) != usual
+    assert browser.run("return $('layers').rows[2].cells[1].textContent").startswith(
+        browser.run("return $('next').children[0].firstChild.textContent"))
+
+    # --- another token is chosen in its place, and the review goes on from there ---
+    other = browser.run("return $('next').children[1].firstChild.textContent")
+    browser.click('#next button:nth-child(2)')
+    browser.wait('tokens.length === 6 || closed')
+    assert browser.run('return closed ? "</s>" : labels[tokens.at(-1).views[mine].id]') == other
+    assert browser.complaints() == []
+    assert browser.run("return performance.getEntriesByType('resource').length") == 0
+
+
+@needs_chromium
+def test_stop_stops_and_restart_starts_over(browser, decoder, tmp_path):
+    open_page(browser, tmp_path / 'page.html', *decoder)
+    browser.run("vocabulary.banned.push(eos)")
+    browser.click('#write')
+    browser.wait('tokens.length > 4')
+    browser.click('#stop')
+    length = browser.run('return tokens.length')
+    time.sleep(0.5)
+    assert browser.run('return tokens.length') == length
+    browser.click('#restart')
+    browser.wait("tokens.at(-1).written === '김치찌개가'")
+
+
+@needs_chromium
+def test_what_is_typed_stays_text(browser, decoder, tmp_path):
+    model, meta, vocabulary = decoder
+    attack = '</script><script>window.bad = 1</script><img src=x onerror="window.bad = 1">'
+    meta = {**meta, 'sources': [{'name': attack, 'licence': '{{folder}}'}]}
+    open_page(browser, tmp_path / 'page.html', model, meta, vocabulary)
+    browser.type('#prompt', attack)
+    browser.wait(f"tokens.at(-1).written === {json.dumps(attack)}")
+    assert attack in browser.run("return $('tokens').textContent")
+    assert attack in browser.run("return $('about').textContent")
+    assert browser.run("return document.images.length + document.scripts.length") == 2
+    assert browser.run('return window.bad') is None
+
+
+@needs_chromium
+def test_a_character_spelled_in_bytes_appears_with_its_last_byte(browser, decoder, tmp_path):
+    open_page(browser, tmp_path / 'page.html', *decoder)
+    browser.type('#prompt', '라면🍜!')
+    browser.wait("tokens.at(-1).written === '라면🍜!'")
+    shown = browser.run("return Array.from($('tokens').children, token => token.textContent)")
+    place = shown.index('🍜')
+    assert shown[place - 3:place + 2] == ['<0xF0>', '<0x9F>', '<0x8D>', '🍜', '!']
+
+
+@needs_chromium
+def test_a_model_of_unrated_reviews_writes_too(browser, decoder, tmp_path):
+    model, meta, vocabulary = decoder
+    model = copy.deepcopy(model)
+    with torch.no_grad():  # <s> is all that may open a review
+        opening = model.model.norm(model.hidden(torch.tensor([[vocabulary.eos]])))[0, 0]
+        model.lm_head.weight[vocabulary.rating_ids[-1]] = 30 * opening / opening.norm()
+    open_page(browser, tmp_path / 'page.html', model, meta, vocabulary)
+    assert browser.run('return ratings.map(rating => rating.name)') == ['평점 없음 unrated']
+    browser.click('#step')
+    browser.wait("$('finished').textContent")
+    assert browser.run("return $('tokens').textContent").startswith('<s>')
+    assert browser.run('return tokens.at(-1).written').startswith('김치찌개가')
+    assert browser.complaints() == []
+
+
+# --- mistakes ---
+
+def test_the_ffn_has_no_page(models, tmp_path):
+    model, meta = load_model(models / 'ffn')
+    with pytest.raises(UserError, match='decoder'):
+        write_page(model, load_vocabulary(models / 'ffn'), meta, tmp_path / 'page.html')
+    assert not (tmp_path / 'page.html').exists()
+
+
+def test_a_page_that_cannot_be_written_is_one_sentence(decoder, tmp_path):
+    model, meta, vocabulary = decoder
+    (tmp_path / 'file').touch()
+    for path in (tmp_path, tmp_path / 'file' / 'page.html'):
+        with pytest.raises(UserError, match='cannot be written'):
+            write_page(model, vocabulary, meta, path)
+
+
+def test_weights_that_are_no_numbers_are_refused(decoder, tmp_path):
+    model, meta, vocabulary = decoder
+    model = copy.deepcopy(model)
+    model.lm_head.weight.data[3, 4] = float('nan')
+    with pytest.raises(UserError, match='lm_head.weight'):
+        write_page(model, vocabulary, meta, tmp_path / 'page.html')
+
+
+def test_a_tokenizer_of_the_hub_is_refused(decoder, tmp_path):
+    model, meta, vocabulary = decoder
+    hub_tokenizer = HubTokenizer(vocabulary.as_tokenizer().to_str().encode())
+    with pytest.raises(UserError, match='Hub'):
+        write_page(model, hub_tokenizer, meta, tmp_path / 'page.html')
