@@ -5,11 +5,9 @@
 B batch, T time, C = d_model, H heads, K key-value heads, D head size, V vocabulary.
 
 - decoder: RMSNorm, rotary positions, QK-norm, causal attention, SwiGLU, no biases. This is the
-public Qwen3
-  architecture with the parameter names of Transformers, so what we train loads there unconverted.
+  public Qwen3 architecture with the parameter names of Transformers, so it loads there unconverted.
 - ffn: no attention. Bengio et al. (2003) grown up: the embeddings of the last `window` tokens,
-concatenated and
-  projected, then residual MLP blocks. It shows what attention buys.
+  concatenated and projected, then residual MLP blocks. It shows what attention buys.
 
 Both see one review at a time: `</s>` opens a review, and nothing before it is looked at.
 Read Attention, Block and Decoder first, then generate.
@@ -37,7 +35,7 @@ class Config:
     tied: bool = False       # one matrix for embedding and head
     nkv: int = 0             # K, heads that share keys and values (0: H, every head its own)
     head_dim: int = 0        # D (0: C / H)
-    rope_theta: float = 1e4  # the longest wavelength of the rotary positions
+    rope_theta: float = 1e4  # sets the longest wavelength of the rotary positions
     eps: float = 1e-6        # inside RMSNorm's square root
     dropout: float = 0.0     # in training only, never saved
 
@@ -100,8 +98,8 @@ def rotate(x, cos, sin):
 
 
 class Attention(nn.Module):
-    """Every token asks all earlier tokens of its review: softmax(q kᵀ / √D) v (Vaswani et al. 2017,
-    arXiv:1706.03762).
+    """A token looks at itself and the tokens before it, up to chunk_size and in its review:
+    softmax(q kᵀ / √D) v (Vaswani et al. 2017, arXiv:1706.03762).
     """
 
     def __init__(self, config):
@@ -223,7 +221,7 @@ class Model(nn.Module):
                 # must begin small.
                 nn.init.normal_(p, std=0.02 if self.config.tied else 1.0)
             elif p.ndim == 2:
-                nn.init.normal_(p, std=1 / math.sqrt(p.shape[1]))  # out comes what is as large
+                nn.init.normal_(p, std=1 / math.sqrt(p.shape[1]))  # the output is as large
 
     def forward(self, idx, targets=None, seeds=None):
         """idx (B, T) → logits (B, T, V). With targets (B, T): the summed cross-entropy in nats,
@@ -260,6 +258,8 @@ class Decoder(Model):
         x = self.model.embed_tokens(idx)
         x = dropout(x, self.config.dropout, seeds, place=0)
         rope = self.rope(position, x.dtype)
+        if cache is not None:
+            cache.take_places(position)
         for n, block in enumerate(self.model.layers):
             layer_cache = None if cache is None else cache.layers[n]
             layer_seeds = None if seeds is None else seeds + 2 * n
@@ -287,53 +287,44 @@ class Decoder(Model):
 
     def new_cache(self, B, length):
         """An empty cache for B reviews that will be up to `length` tokens long."""
-        weight = self.lm_head.weight
-        size = min(self.config.chunk_size, length)
-        layers = range(self.config.n_layers)
-        return Cache([LayerCache(self.config, B, size, weight) for _ in layers])
+        return Cache(self.config, B, min(self.config.chunk_size, length), self.lm_head.weight)
 
 
 class Cache:
-    """What the model has read, so that the next token costs one token's work and not the whole
-    text's.
+    """Keys and values of the tokens read so far: the next token costs one token's work, not all.
 
-    The beginning of the prompt is read first, in one pass, then one token a call.
-    """
-
-    def __init__(self, layers):
-        self.layers = layers
-
-    @property
-    def n_read(self):
-        return self.layers[0].n_read
-
-
-class LayerCache:
-    """The keys and values of one layer in a ring: a new token takes the place of the one `size`
-    back, which is out of sight.
+    They lie in rings of `size` places: a new token takes the place of the one `size` back, which is
+    out of sight. The beginning of the prompt is read in one pass, then one token a call.
     """
 
     def __init__(self, config, B, size, weight):
-        shape = (B, config.nkv, size, config.head_dim)
-        self.keys, self.values = weight.new_zeros(2, *shape)  # (B, K, size, D) each
+        shape = (config.n_layers, B, config.nkv, size, config.head_dim)
+        self.keys, self.values = weight.new_zeros(2, *shape)  # (L, B, K, size, D) each
+        self.layers = [LayerCache(self, n) for n in range(config.n_layers)]
         self.size = size
         self.n_read = 0
 
-    def add(self, k, v):
-        """k and v (B, K, T, D) of the new tokens → those of all tokens they may look at (B, K, S,
-        D).
-        """
-        T = k.shape[2]
+    def take_places(self, position):
+        """The tokens at these positions (T,) come next. Raises ValueError: they are too many."""
+        T = len(position)
         if T > 1 and (self.n_read or T > self.size):
             raise ValueError('a cache takes up to chunk_size tokens at once, then one a call')
-        slot = torch.arange(self.n_read, self.n_read + T, device=k.device) % self.size
-        self.keys.index_copy_(2, slot, k)
-        self.values.index_copy_(2, slot, v)
+        self.place = position % self.size                     # (T,)
         self.n_read += T
-        if T > 1:
-            return k, v                                       # the mask tells which each sees
-        seen = min(self.n_read, self.size)
-        # their order does not matter: the rotation tells where each is from
+        self.n_seen = min(self.n_read, self.size)
+
+
+class LayerCache:
+    """The part of a Cache that belongs to one layer."""
+
+    def __init__(self, cache, n):
+        self.cache, self.keys, self.values = cache, cache.keys[n], cache.values[n]
+
+    def add(self, k, v):
+        """k and v (B, K, T, D) of the new tokens → those of all they may look at (B, K, S, D)."""
+        self.keys.index_copy_(2, self.cache.place, k)
+        self.values.index_copy_(2, self.cache.place, v)
+        seen = self.cache.n_seen  # in any order: the rotation tells where each is from
         return self.keys[:, :, :seen], self.values[:, :, :seen]
 
 
@@ -351,10 +342,7 @@ class MLPBlock(nn.Module):
 
 
 class FFN(Model):
-    """Bengio et al.
-
-    (2003) grown up: each position sees its own last `window` tokens and no more.
-    """
+    """Each position sees the last `window` tokens and no more (Bengio et al. 2003, grown up)."""
 
     def __init__(self, config):
         project = nn.Linear(config.window * config.d_model, config.d_model, bias=False)
@@ -440,22 +428,40 @@ def draw_ids(cumulative, generator):
     return ids.clamp(max=V - 1)                               # rounding may leave the sum below u
 
 
+def read_prompt(model, prompt, cache):
+    """Yield the residual stream (B, C) after each token of prompt (B, T), and fill the cache.
+
+    The first chunk_size tokens are read in one pass, which takes memory as their square.
+    """
+    x = model.hidden(prompt[:, :model.config.chunk_size], cache=cache)
+    yield from x.unbind(dim=1)
+    for ids in prompt[:, model.config.chunk_size:].unbind(dim=1):
+        yield model.hidden(ids[:, None], cache=cache)[:, 0]
+
+
+def next_logits(model, ids, cache):
+    """Read one more id a row (B,) → logits of the one after (B, V)."""
+    return model.logits(model.hidden(ids[:, None], cache=cache)[:, 0])
+
+
+def log_probability(logits, ids):
+    """log P(id) of one id a row. logits (B, V), ids (B,) → (B,)"""
+    return -F.cross_entropy(logits.float(), ids, reduction='none')
+
+
 @torch.inference_mode()
-def generate(model, idx, max_token, banned=(), rival_ids=(), guidance=0.0, compile=False,
+def generate(model, idx, max_token, banned=(), rival_ids=(), guidance=0.0, step=next_logits,
              **sampling):
-    """Continue idx (B, T), one review a row, each beginning with `</s>` and the start id of its
-    rating.
+    """Continue idx (B, T), one review a row, each beginning with `</s>` and the id of its rating.
 
     Yields (B,) ids at a time until every row has closed its review with `</s>`, or max_token ids
-    are written. A closed row goes on saying `</s>`. Ids in `banned` are never written. `sampling`
-    goes to sample_ids().
+    are written. A closed row goes on saying `</s>`. Ids in `banned` are never written. step is
+    next_logits(), or something faster that computes the same. `sampling` goes to sample_ids().
 
-    Guidance makes the model insist on its rating (Ho & Salimans 2022, arXiv:2207.12598). By Bayes'
-    rule, with s for starts,
-        P(start | text, id) = P(start, text) P(id | text, start) / sum over s of P(s, text) P(id |
-        text, s)
-    and an id is drawn from P(id | text, start) P(start | text, id)^guidance. So the text is read
-    under the start it has and under each of rival_ids, the other starts: R readings in all.
+    Guidance makes the model insist on its rating (Ho & Salimans 2022, arXiv:2207.12598). An id is
+    drawn from P(id | text, start) P(start | text, id)^guidance, and by Bayes' rule
+        P(start | text, id) = P(start, text, id) / sum over all starts s of P(s, text, id).
+    So the text is read under its own start and under each of rival_ids, the others: R readings.
     """
     B, T = idx.shape
     readings = [idx]
@@ -477,7 +483,6 @@ def generate(model, idx, max_token, banned=(), rival_ids=(), guidance=0.0, compi
     logits = model.logits(x)                                  # (R*B, V)
 
     # --- write one token after the other ---
-    step = torch.compile(next_logits) if compile else next_logits
     closed = torch.zeros(B, dtype=torch.bool, device=idx.device)
     for n in range(max_token):
         score = logits.view(R, B, -1)
@@ -496,24 +501,3 @@ def generate(model, idx, max_token, banned=(), rival_ids=(), guidance=0.0, compi
         if R > 1:
             log_joint += log_probability(logits, ids).view(R, B)
         logits = step(model, ids, cache)
-
-
-def read_prompt(model, prompt, cache):
-    """Yield the residual stream (B, C) after each token of prompt (B, T), and fill the cache.
-
-    The first chunk_size tokens are read in one pass, which takes memory as their square.
-    """
-    x = model.hidden(prompt[:, :model.config.chunk_size], cache=cache)
-    yield from x.unbind(dim=1)
-    for ids in prompt[:, model.config.chunk_size:].unbind(dim=1):
-        yield model.hidden(ids[:, None], cache=cache)[:, 0]
-
-
-def next_logits(model, ids, cache):
-    """Read one more id a row (B,) → logits of the one after (B, V)."""
-    return model.logits(model.hidden(ids[:, None], cache=cache)[:, 0])
-
-
-def log_probability(logits, ids):
-    """log P(id) of one id a row. logits (B, V), ids (B,) → (B,)"""
-    return -F.cross_entropy(logits.float(), ids, reduction='none')

@@ -12,14 +12,16 @@ Start reading here: main, write_reviews and write_batch tell the story from a pe
 How ids become logits, and logits the next ids, is in model.py: generate, then Decoder.
 """
 import sys
+from functools import lru_cache
 
 import torch
 
 from configurator import configure
-from model import generate
+from model import generate, next_logits
 from parts.corpus import RATING_NAMES, clean
 from parts.errors import UserError, run_script
 from parts.folder import SHAPE_FLAGS, find_model_folder, open_model
+from parts.fused import FusedStep
 from parts.runtime import select_device
 from parts.scoring import rating_log_probs
 
@@ -175,7 +177,7 @@ def write_batch(model, vocabulary, ids, ratings, rival_ids, generator):
     idx = torch.tensor(rows, device=generator.device)         # (B, T)
     columns = generate(                                       # yields (B,), one id a row
         model, idx, settings.max_token, vocabulary.banned, rival_ids, settings.guidance,
-        compile=settings.compile, temperature=settings.temperature, top_k=settings.top_k,
+        step=step_function(model), temperature=settings.temperature, top_k=settings.top_k,
         top_p=settings.top_p, generator=generator)
     labels = [label(rating) for rating in ratings]
     streamed = settings.num_samples == 1
@@ -219,6 +221,16 @@ def collect_reviews(vocabulary, ids, columns, B):
             if i != vocabulary.eos:
                 row.append(i)
     return rows
+
+
+@lru_cache(1)
+def step_function(model):
+    """How the next logits are computed: in the plainest way, or in a faster one."""
+    if settings.compile:
+        return torch.compile(next_logits)
+    if model.config.arch == 'decoder' and model.lm_head.weight.device.type == 'cpu':
+        return FusedStep(model)
+    return next_logits
 
 
 def label(rating):

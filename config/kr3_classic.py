@@ -1,5 +1,5 @@
-# The system this one replaces, in its own numbers.  python prepare.py
-# --model_name=skt/kogpt2-base-v2 --output_dir=data/kr3_kogpt2 first.
+# The system this one replaces, in its own numbers. Prepare its data first:
+# python prepare.py --model_name=skt/kogpt2-base-v2 --output_dir=data/kr3_kogpt2
 data_dir = 'data/kr3_kogpt2'
 out_dir = 'out/kr3_classic'
 d_model = 256

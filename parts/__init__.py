@@ -1,7 +1,6 @@
 """What the scripts are made of: one concern a file, each importable and tested alone.
 
-    scripts (prepare, train, eval, sample)  →  parts  →  model, configurator        arrows never run
-    back
+    prepare, train, eval, sample  →  parts  →  model, configurator        no arrow runs back
 
 The lesson: batches, bigram, optim, scoring, vocabulary, grammar. The plumbing: all the others.
 """

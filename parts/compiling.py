@@ -7,8 +7,8 @@ from parts.errors import UserError, print0
 from parts.runtime import all_reduce
 
 # Floating-point operations of a run from which compiling pays: on a CPU some two minutes' worth
-# uncompiled, on a GPU likewise. A rule of the settings alone and never of a clock: a resumed run
-# must choose as the first one did.
+# uncompiled; for GPUs a guess. A rule of the settings alone and never of a clock, because a resumed
+# run must choose as the first one did.
 PAYS_FROM = {'cpu': 1e13, 'cuda': 3e15}
 # Of the loss, or of a gradient's norm, between the compiled and the plain pass
 LARGEST_DIFFERENCE = {torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.1}

@@ -197,7 +197,7 @@ def empty_model(folder, config, n_tensors):
     """The model of a config with shapes alone, n_tensors of weights to come. Raises UserError."""
     if config.n_layers > n_tensors:                            # a hostile 10**9 would take for ever
         raise UserError(f'{folder}: config.json tells of {config.n_layers:,} layers, '
-                        f'model.safetensors holds but {n_tensors:,} tensors')
+                        f'model.safetensors holds only {n_tensors:,} tensors')
     try:
         with torch.device('meta'), NoInit():
             return build(config)
@@ -416,7 +416,11 @@ def source_rows(meta):
 def card_example(meta):
     """The section of the card that shows how to write a review with Transformers."""
     starts = meta['starts']            # rating → the id that opens a review of it
-    ratings = [f'{english} {starts[str(n)]}' for n, (english, _) in enumerate(RATING_NAMES)]
+    ratings = []
+    for n, (english, _) in enumerate(RATING_NAMES):
+        if str(n) not in starts:
+            raise UserError(f'the data knows no rating {n} ({english}); run prepare.py again')
+        ratings.append(f'{english} {starts[str(n)]}')
     ratings.append(f'unknown {starts["unknown"]}')
     return f"""
 ## Use

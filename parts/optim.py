@@ -17,7 +17,7 @@ POLAR = ((8.0934, -23.6204, 17.4462), (3.6366, -2.7219, 0.5365), (2.6613, -1.977
 
 # The learning rate of embedding and head, as multiples of lr. Entries of the embedding are of size
 # 1, those of a matrix of size 1/√C, so the embedding needs longer steps. What was counted or
-# trained before needs but a touch. Measured, see docs/LOG.md.
+# trained before needs only a touch. For what was tried, see docs/LOG.md.
 EMBED_LR_MULT = {'random': 25.0, 'counted': 4.0, 'tied': 1.0}
 HEAD_LR_MULT = {'random': 1.0, 'counted': 0.25, 'tied': 1.0}
 
@@ -57,8 +57,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(x, dtype):
-    """The nearest orthogonal matrices, roughly: x = U S Vᵀ → U Vᵀ with singular values from 0.73 to
-    1.27. x (N, rows, columns)
+    """x (N, rows, columns) = U S Vᵀ → U R Vᵀ, where R has only values from 0.73 to 1.27.
+
+    With ones in their place it would be the orthogonal matrix that is nearest to x.
     """
     tall = x.shape[1] > x.shape[2]
     if tall:
@@ -74,12 +75,11 @@ def orthogonalize(x, dtype):
 
 
 def make_optimizers(model, optimizer, lr, weight_decay, dtype, warm_start):
-    """[optimizer, …], with every parameter in exactly one group and its own share of the rate in
-    group['lr_mult'].
+    """[optimizer, …]: every parameter is in one group, whose share of the rate is group['lr_mult'].
 
-    warm_start: embedding and head hold what was counted or trained before. Muon leaves them to
-    AdamW: their rows are tokens, each with a gradient of its own and mostly none, and no direction
-    that all rows share is to be evened out.
+    warm_start: embedding and head hold what was counted or trained before. Muon is for matrices
+    that mix directions. A row of the embedding or the head belongs to one token, and most tokens
+    are not in a batch at all: rows are learned one by one, and AdamW does that.
     """
     embedding, head = model.model.embed_tokens.weight, model.lm_head.weight
     tied = model.config.tied

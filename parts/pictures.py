@@ -40,7 +40,7 @@ def draw_losses(out_dir, floor):
     if validated and floor:
         last = validated[-1]
         nats_per_bit = float(last['val_loss']) / float(last['bits_per_char'])
-        axes.axhline(floor * nats_per_bit, color='gray', ls='--', label='entropy of the source')
+        axes.axhline(floor * nats_per_bit, color='gray', ls='--', label='floor: the text itself')
     axes.set(xlabel='tokens', ylabel='loss (nats per token)', title=str(out_dir))
     axes.legend()
     figure.savefig(out_dir / 'loss.png', dpi=120)
@@ -82,7 +82,7 @@ def draw_ladder(rows, path):
     axes.set_xlim(floor, floor + 1.3 * max(above))             # room for the labels
     title = 'bits per character'
     if floor:
-        title += f'; the text itself has {floor:.4f}'
+        title += f'; the floor is {floor:.4f}'
     axes.set_xlabel(title)
     with suppress(OSError):  # the scores are told already: a picture is no reason to fail
         path.parent.mkdir(parents=True, exist_ok=True)

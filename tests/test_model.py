@@ -4,7 +4,17 @@ import math
 import pytest
 import torch
 
-from model import Config, build, dropout, generate, hash32, sample_ids
+from model import (
+    Config,
+    build,
+    dropout,
+    generate,
+    hash32,
+    next_logits,
+    read_prompt,
+    sample_ids,
+)
+from parts.fused import FusedStep
 
 EOS = 0
 both = pytest.mark.parametrize('arch', ['decoder', 'ffn'])
@@ -145,8 +155,25 @@ def test_a_compiled_model_writes_the_same():
     prompt = random_ids(2, 5)
     prompt[:, 0] = EOS
     plain = written(model, prompt, 30, banned=[EOS], temperature=0)
-    compiled = written(model, prompt, 30, banned=[EOS], temperature=0, compile=True)
-    assert torch.equal(compiled, plain)
+    compiled = torch.compile(next_logits)
+    assert torch.equal(written(model, prompt, 30, banned=[EOS], temperature=0, step=compiled), plain)
+
+
+@pytest.mark.parametrize('nkv', [2, 1])
+@pytest.mark.parametrize('T', [1, 5, 16, 30])
+def test_the_fused_step_computes_what_the_plain_one_does(nkv, T):
+    """Also past chunk_size, and past the 256 positions of its tables."""
+    model = tiny(nkv=nkv).double()
+    text = random_ids(3, 300)
+    text[:, 0] = EOS
+    plain, fused = model.new_cache(3, 300), model.new_cache(3, 300)
+    step = FusedStep(model)
+    with torch.no_grad():
+        list(read_prompt(model, text[:, :T], plain))
+        list(read_prompt(model, text[:, :T], fused))
+        for ids in text[:, T:].unbind(dim=1):
+            torch.testing.assert_close(step(model, ids, fused), next_logits(model, ids, plain),
+                                       atol=1e-10, rtol=0)
 
 
 # --- sampling ---
