@@ -23,7 +23,8 @@ class FusedStep:
         for block in model.model.layers:
             attention, mlp = block.self_attn, block.mlp
             self.layers.append((
-                merged((attention.q_proj, attention.k_proj, attention.v_proj), block.input_layernorm),
+                merged((attention.q_proj, attention.k_proj, attention.v_proj),
+                       block.input_layernorm),
                 merged((attention.o_proj,)),
                 merged((mlp.gate_proj, mlp.up_proj), block.post_attention_layernorm),
                 merged((mlp.down_proj,)),
