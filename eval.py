@@ -25,8 +25,14 @@ from configurator import configure
 from parts.corpus import RATING_NAMES, clean, read_split
 from parts.errors import UserError, run_script
 from parts.folder import SHAPE_FLAGS, find_model_folder, open_model, read_json
-from parts.pictures import colour_by_surprise, draw_ladder
-from parts.runtime import explain_failures, keep_freed_memory, select_device, select_dtype
+from parts.pictures import colour_by_surprise, draw_ladder, draw_scaling
+from parts.runtime import (
+    explain_failures,
+    keep_freed_memory,
+    matmul_flops,
+    select_device,
+    select_dtype,
+)
 from parts.scoring import sentiment, surprise
 
 model_path = ''            # a model folder, or several with commas ('': the newest under out/)
@@ -77,8 +83,11 @@ def compare_models(folders, device):
     reviews = read_reviews(data_dir, vocabulary)
     floor = read_floor(data_dir)
     rows = []
-    for folder, (model, _, vocabulary) in zip(folders, opened):
+    for folder, (model, meta, vocabulary) in zip(folders, opened):
         row = {'model_path': str(folder), 'data_dir': str(data_dir)}
+        if 'tokens' in meta:                                  # it was trained here
+            flops_per_token = matmul_flops(model, model.config.chunk_size)
+            row['training_flops'] = flops_per_token * meta['tokens']
         row |= score(model.to(device), vocabulary, reviews)
         if floor:
             row['floor_bits_per_char'] = floor
@@ -88,9 +97,11 @@ def compare_models(folders, device):
             print(dumps(row, ensure_ascii=False), flush=True)
     if not settings.json:
         print_scores(rows)
-        picture = Path('out/ladder.png')
-        if draw_ladder(rows, picture):
-            print(f'\n{picture}: the same as a picture')
+        ladder, scaling = Path('out/ladder.png'), Path('out/scaling.png')
+        if draw_ladder(rows, ladder):
+            print(f'\n{ladder}: the same as a picture')
+        if draw_scaling(rows, scaling):
+            print(f'{scaling}: quality against cost')
 
 
 def find_data(model_folder, meta):

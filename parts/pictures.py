@@ -4,7 +4,6 @@ The first two need matplotlib, and are left out where there is none.
 """
 import csv
 import math
-from contextlib import suppress
 
 BITS_OF_RED = 8            # a character as surprising as this, or more, is red
 RESET = '\033[0m'          # the terminal's colours as they were
@@ -84,11 +83,49 @@ def draw_ladder(rows, path):
     if floor:
         title += f'; the floor is {floor:.4f}'
     axes.set_xlabel(title)
-    with suppress(OSError):  # the scores are told already: a picture is no reason to fail
+    return save_picture(figure, path)
+
+
+def draw_scaling(rows, path):
+    """Quality against cost: one point for each model. rows and result as for draw_ladder.
+
+    The cost is the arithmetic of its training: 6 operations a weight and token, and attention's.
+    """
+    rows = [row for row in rows if row.get('training_flops')]
+    if len(rows) < 2:
+        return False
+    figure, axes = new_figure(7, 4)
+    if figure is None:
+        return False
+    rows = sorted(rows, key=training_flops)
+    costs = [training_flops(row) for row in rows]
+    bits = [row['bits_per_char'] for row in rows]
+    axes.plot(costs, bits, 'o-')
+    for cost, y, row in zip(costs, bits, rows):
+        label = f'{row["parameters"] / 1e6:.2f}M'
+        axes.annotate(label, (cost, y), xytext=(6, 6), textcoords='offset points')
+    floor = rows[0].get('floor_bits_per_char')
+    if floor:
+        axes.axhline(floor, color='gray', ls='--', label='floor: the text itself')
+        axes.legend()
+    axes.set_xscale('log')
+    axes.set(xlabel='floating-point operations of the training', ylabel='bits per character',
+             title='parameters at each point')
+    return save_picture(figure, path)
+
+
+def training_flops(row):
+    return row['training_flops']
+
+
+def save_picture(figure, path):
+    """Write the picture; returns whether it could be. The scores are told already, so it may fail."""
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=120)
-        return True
-    return False
+    except OSError:
+        return False
+    return True
 
 
 def bar_text(row):

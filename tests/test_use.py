@@ -160,7 +160,8 @@ def test_pictures_are_drawn_with_matplotlib_and_not_missed_without(models, tmp_p
     args = [f'--model_path={models / "decoder"},{models / "ffn"}', '--n_tokens=0.001']
     drawn = run('eval.py', *args, cwd=tmp_path).stdout
     first_colour = np.float32([0x1f, 0x77, 0xb4]) / 255       # of matplotlib's lines and bars
-    for picture in (models / 'decoder/loss.png', tmp_path / 'out/ladder.png'):
+    out = tmp_path / 'out'
+    for picture in (models / 'decoder/loss.png', out / 'scaling.png', out / 'ladder.png'):
         blue = (imread(picture)[:, :, :3] == first_colour).all(axis=2)
         assert blue.sum() > 100, picture
     lengths = {int(n) for n in blue.sum(axis=1) if n}
@@ -169,7 +170,8 @@ def test_pictures_are_drawn_with_matplotlib_and_not_missed_without(models, tmp_p
     (tmp_path / 'matplotlib.py').write_text('raise ImportError')
     bare = run('eval.py', *args, cwd=tmp_path.parent, env={'PYTHONPATH': str(tmp_path)}).stdout
     assert bare != drawn
-    assert bare == drawn.replace('\nout/ladder.png: the same as a picture\n', '')
+    told = '\nout/ladder.png: the same as a picture\nout/scaling.png: quality against cost\n'
+    assert bare == drawn.replace(told, '')
 
 
 # --- eval.py: a sentence ---
