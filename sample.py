@@ -44,7 +44,7 @@ d_ffn = 0                  # width inside its MLPs; likewise
 n_layers = 0               # depth; likewise
 chunk_size = 0             # how far attention looks back; likewise
 device = 'auto'            # cuda, mps, cpu, or auto: the first of them that is there
-compile = False            # torch.compile the writing of a token: pays in long sessions
+compile = False            # torch.compile the writing of a token; on a CPU it gains nothing
 settings = configure(globals())
 
 MOST_ROWS = 256            # in a batch of reviews that are written side by side
