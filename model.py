@@ -28,7 +28,7 @@ class Config:
     d_ffn: int = 704         # width inside the MLP
     n_layers: int = 6
     nhead: int = 4           # H; head size D = C / H unless head_dim says otherwise
-    chunk_size: int = 256    # how many positions back a token may look
+    chunk_size: int = 256    # how many tokens it may look at, itself included
     window: int = 8          # ffn: how many tokens it reads
     eos: int = 0             # the id of </s>, which opens and closes a review
     bos: int = 1             # the id of <s>, the start of a review of unknown rating
@@ -37,7 +37,7 @@ class Config:
     head_dim: int = 0        # D (0: C / H)
     rope_theta: float = 1e4  # sets the longest wavelength of the rotary positions
     eps: float = 1e-6        # inside RMSNorm's square root
-    dropout: float = 0.0     # in training only, never saved
+    dropout: float = 0.0     # in training only; the model folder does not hold it
 
     def __post_init__(self):
         """Fill in what is derived.
@@ -74,7 +74,7 @@ class RMSNorm(nn.RMSNorm):
 
 
 class SwiGLU(nn.Module):
-    """The MLP: one half gates the other (Shazeer 2020, arXiv:2002.05202). (B, T, C) → (B, T, C)"""
+    """The MLP: silu(gate(x)) scales up(x), entry by entry (Shazeer 2020, arXiv:2002.05202)."""
 
     def __init__(self, config):
         super().__init__()
@@ -90,8 +90,8 @@ def rotate(x, cos, sin):
     """Rotary positions (Su et al. 2021, arXiv:2104.09864). x (B, H, T, D), cos and sin (T, D/2) →
     (B, H, T, D)
 
-    Pair i of every head is turned by an angle that grows with the position. A query times a key
-    then depends on the distance between the two and on nothing else.
+    Pair i of every head, its coordinates i and i + D/2, is turned by an angle that grows with the
+    position. What a query times a key says of positions is then their distance and nothing else.
     """
     left, right = x.chunk(2, dim=-1)
     return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1)
@@ -170,9 +170,9 @@ def dropout(x, share, seeds, place):
     """Set a share of x to zero, scale up the rest (Srivastava et al. 2014). x (B, T, C), seeds (B,)
     int32 → (B, T, C)
 
-    What falls is a function of the row's seed, the place in the network and the position in the
-    row. Hence neither the number of processes nor the size of a micro-batch moves it. Without seeds
-    nothing falls.
+    Which entries are zeroed is a function of the row's seed, the place in the network and the
+    position in the row alone. Neither the number of processes nor the size of a micro-batch moves
+    it. Without seeds none is.
     """
     if seeds is None or share == 0:
         return x
@@ -215,13 +215,12 @@ class Model(nn.Module):
     def init_weights(self):
         for name, p in self.named_parameters():
             if name.endswith(('o_proj.weight', 'down_proj.weight', 'lm_head.weight')):
-                nn.init.zeros_(p)    # blocks begin as the identity, all tokens as equally likely
+                nn.init.zeros_(p)    # blocks begin as the identity, all tokens equally likely
             elif 'embed_tokens' in name:
-                # 1: RMSNorm then changes nothing at first. Tied, it is the head too, and logits
-                # must begin small.
+                # 1 is the size that RMSNorm makes. Tied, it is the head too: logits start small.
                 nn.init.normal_(p, std=0.02 if self.config.tied else 1.0)
             elif p.ndim == 2:
-                nn.init.normal_(p, std=1 / math.sqrt(p.shape[1]))  # the output is as large
+                nn.init.normal_(p, std=1 / math.sqrt(p.shape[1]))  # as large out as in
 
     def forward(self, idx, targets=None, seeds=None):
         """idx (B, T) → logits (B, T, V). With targets (B, T): the summed cross-entropy in nats,
@@ -324,7 +323,7 @@ class LayerCache:
         """k and v (B, K, T, D) of the new tokens → those of all they may look at (B, K, S, D)."""
         self.keys.index_copy_(2, self.cache.place, k)
         self.values.index_copy_(2, self.cache.place, v)
-        seen = self.cache.n_seen  # in any order: the rotation tells where each is from
+        seen = self.cache.n_seen  # not in order of time: the rotation tells where each is from
         return self.keys[:, :, :seen], self.values[:, :, :seen]
 
 
@@ -411,7 +410,7 @@ def sample_ids(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):
     probs = logits.softmax(dim=-1)                            # (B, V)
     cumulative = probs.cumsum(dim=-1)
     ids = draw_ids(cumulative, generator)                     # (B, 1)
-    while top_p < 1:  # draw from all, keep what is in the nucleus: as good as sorting, and faster
+    while top_p < 1:  # by rejection: draw again while outside the nucleus; faster than sorting
         likelier = (probs * (probs > probs.gather(1, ids))).sum(dim=-1, keepdim=True)
         outside = likelier >= top_p
         if not outside.any():
@@ -431,7 +430,7 @@ def draw_ids(cumulative, generator):
 def read_prompt(model, prompt, cache):
     """Yield the residual stream (B, C) after each token of prompt (B, T), and fill the cache.
 
-    The first chunk_size tokens are read in one pass, which takes memory as their square.
+    The first chunk_size tokens are read in one pass: attention takes memory as their square.
     """
     x = model.hidden(prompt[:, :model.config.chunk_size], cache=cache)
     yield from x.unbind(dim=1)
@@ -458,10 +457,10 @@ def generate(model, idx, max_token, banned=(), rival_ids=(), guidance=0.0, step=
     are written. A closed row goes on saying `</s>`. Ids in `banned` are never written. step is
     next_logits(), or something faster that computes the same. `sampling` goes to sample_ids().
 
-    Guidance makes the model insist on its rating (Ho & Salimans 2022, arXiv:2207.12598). An id is
-    drawn from P(id | text, start) P(start | text, id)^guidance, and by Bayes' rule
-        P(start | text, id) = P(start, text, id) / sum over all starts s of P(s, text, id).
-    So the text is read under its own start and under each of rival_ids, the others: R readings.
+    Guidance makes the model insist on its rating (Ho & Salimans 2022, arXiv:2207.12598). It adds to
+    the score of every id: log P(id | text) + guidance * log P(start | text, id). By Bayes' rule
+        P(start | text, id) = P(start, text, id) / sum of P(s, text, id) over start and rival_ids,
+    so the text is read once under its own start and once under each rival: R readings.
     """
     B, T = idx.shape
     readings = [idx]

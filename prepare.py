@@ -158,7 +158,7 @@ def write_tokens(vocab, texts, folder):
         def create(name):
             return files.enter_context(atomic_write(folder / name, 'wb'))
 
-        meta_file = create('meta.json')  # created first, it is renamed last: where it is, all is
+        meta_file = create('meta.json')  # created first, so renamed last: if it exists, all do
         create('tokenizer_config.json').write(to_json(tokenizer_config(vocab, tokenizer)))
         create('tokenizer.json').write(tokenizer.to_str().encode())
         if vocab.file != 'tokenizer.json':

@@ -9,7 +9,7 @@
     until </s> → text
 
 Start reading here: main, write_reviews and write_batch tell the story from a person's side.
-How ids become logits, and logits the next ids, is in model.py: generate, then Decoder.
+How ids become logits, and logits the next ids, is in model.py.
 """
 import sys
 from functools import lru_cache
@@ -28,7 +28,7 @@ from parts.scoring import rating_log_probs
 model_path = ''            # a model folder ('': the newest under out/)
 prompt = None              # how the review begins ('': from nothing; none: ask for it)
 rating = ''                # positive, negative, ambiguous (1, 0, 2; 긍정, 부정, 보통); '': any
-guidance = 1.0             # how strongly to insist on the rating (0: no more than the data does)
+guidance = 1.0             # how strongly to insist on the rating asked for (0: not at all)
 num_samples = 1            # how many reviews
 max_token = 200            # tokens at most; a review mostly ends before
 temperature = 0.8          # below 1 likelier, above 1 wilder; 0: always the likeliest
@@ -37,7 +37,7 @@ top_p = 0.95               # among the likeliest that together hold this much pr
 seed = 0                   # the same seed writes the same reviews
 show_rating = False        # also say what the model reads in what it wrote
 page = ''                  # write to this file an HTML page that shows the model think
-arch = ''                  # decoder or ffn; refused if the model folder says otherwise
+arch = ''                  # only a check: an error if the model folder says otherwise
 mode = ''                  # tokenizer or manual; likewise
 d_model = 0                # width of the model; likewise
 d_ffn = 0                  # width inside its MLPs; likewise
@@ -164,7 +164,7 @@ def rows_at_once(config, T, n_readings):
 
 @torch.inference_mode()
 def draw_ratings(model, vocabulary, B, generator):
-    """B places in rating_ids, drawn from what the model expects after a lone `</s>`."""
+    """B indices into rating_ids, drawn from what the model expects after a lone `</s>`."""
     idx = torch.tensor([[vocabulary.eos]], device=generator.device)
     logits = model(idx)[0, -1, vocabulary.rating_ids].float()
     shares = logits.softmax(dim=0)

@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from configurator import configure
 from model import Config, build, generate
-from parts import checkpoint as files
+from parts import checkpoint as run_files
 from parts.batches import Batches, inputs_and_targets, open_stream, read_meta, validation_rows
 from parts.bigram import init_from_bigrams
 from parts.compiling import compile_and_check, worth_compiling
@@ -62,21 +62,21 @@ d_model = 256          # width of the model
 d_ffn = 0              # width inside its MLPs (0: 8/3 of d_model, in 64s)
 n_layers = 6           # depth
 nhead = 0              # attention heads (0: one per 64 of d_model)
-window = 8             # ffn: how many tokens it looks back
-chunk_size = 256       # tokens in a row, and how far attention looks back
+window = 8             # ffn: how many tokens it reads
+chunk_size = 256       # longest row in tokens, and how far attention looks back
 tied = False           # one matrix for embedding and head
 dropout = 0.0          # share of activations dropped in training; 0.1 where data is repeated often
-batch_size = 16        # rows per optimizer step, over all processes together
+batch_size = 16        # rows of chunk_size per optimizer step, over all processes together
 micro_batch = 0        # rows per forward pass of one process, to fit its memory (0: its share)
 epochs = 1             # passes over the data
 n_tokens = 0.0         # million tokens per epoch (0: all there are)
 counts = True          # begin as a bigram model, by counting what follows what (if not tied)
 optimizer = 'muon'     # muon: Muon for the matrices, AdamW for the rest; adamw: AdamW for all
 lr = 6e-3              # peak learning rate
-weight_decay = 0.1     # pull of the matrices towards zero, per step and unit of learning rate
+weight_decay = 0.1     # pull of the weights towards zero, per step and unit of learning rate
 warmup = 0             # steps of rising learning rate (0: a fiftieth of the run)
 grad_clip = 1.0        # longest gradient allowed (0: any)
-eval_interval = 0      # steps between validations, each saving the state (0: ten a run at most)
+eval_interval = 0      # steps between validations, each saving the state (0: some ten a run)
 eval_tokens = 0.1      # million validation tokens, always the same (0: all); fewer in a short run
 log_interval = 0       # steps between lines of the log (0: forty a run)
 seed = 0               # of initial weights, order of the data, dropout; 0 to 2^63 - 1
@@ -87,7 +87,7 @@ show = False           # at every validation, show what the model writes by now
 wandb = ''             # also log to this project of Weights & Biases (pip install wandb first)
 settings = configure(globals())
 
-# May change when a run goes on; all other settings make it this run. NOT_KEPT are no part of it.
+# When a run goes on, only these flags may differ from its own. NOT_KEPT are not stored with it.
 MAY_CHANGE = {'micro_batch', 'eval_interval', 'eval_tokens', 'log_interval',
               'device', 'dtype', 'compile', 'show', 'wandb'}
 NOT_KEPT = {'init_from', 'out_dir', 'given'}
@@ -100,7 +100,7 @@ def main():
         run, checkpoint = settings_and_checkpoint(out)
         meta = read_meta(run.data_dir, run.mode)
         if rank == 0:
-            files.lock_folder(out)
+            run_files.lock_folder(out)
         stop = StopRequest()
         add_in_fixed_order()
         keep_freed_memory(device)
@@ -160,7 +160,7 @@ class Trainer:
             self.parallel = DistributedDataParallel(self.model, device_ids=devices)
 
         if rank == 0:
-            files.start_log(out, self.step)
+            run_files.start_log(out, self.step)
         if rank == 0 and run.wandb:
             import wandb
             self.wandb = wandb.init(project=run.wandb, name=out.resolve().name, config=vars(run))
@@ -169,7 +169,7 @@ class Trainer:
         self.clock = time.perf_counter()
 
     def first_weights(self, checkpoint, base):
-        """The checkpoint's, those of the model to fine-tune, counted ones, or random ones."""
+        """Those of the checkpoint, or of the base model, or counted ones, or random ones."""
         run = self.run
         counted = run.counts and not run.tied and run.d_model > 2
         self.warm_start = bool(base) or counted
@@ -185,7 +185,7 @@ class Trainer:
             self.seconds = time.perf_counter() - start  # counting is part of training
 
     def choose_computation(self, checkpoint):
-        """Set dtype and compiled: as asked, as measured, or as the run did before it went on."""
+        """Choose number format and compiling: as asked, as measured, or as the run did before."""
         run, device = self.run, self.device
         self.micro_rows = min(self.data.micro_rows, self.data.rows_per_rank)
         self.flops_per_token = matmul_flops(self.model, self.batches.row_length)
@@ -230,7 +230,7 @@ class Trainer:
             if world_size > 1:  # the processes talk once a step
                 self.parallel.require_backward_grad_sync = part.stop >= len(rows)
             loss = self.loss(self.parallel, rows[part], seeds, part, self.dtype) / n_targets
-            # times world_size, for DistributedDataParallel averages what is to be summed
+            # DistributedDataParallel averages gradients; their sum is needed, hence world_size
             (loss * self.scaler.scale * world_size).backward()
             total = total + loss.detach()
         return total
@@ -331,7 +331,7 @@ class Trainer:
         minutes_left = (self.steps - self.step) * tokens_per_step / speed / 60
         validation, bits = '', ''
         if val_loss is not None:
-            bits_per_char = val_loss * self.data.bits_per_nat
+            bits_per_char = val_loss * self.data.to_bits_per_char
             bits = f'{bits_per_char:.4f}'
             validation = f'  validation {val_loss:.3f}  {bits} bits/char'
             if self.data.floor:
@@ -348,7 +348,7 @@ class Trainer:
             'bits_per_char': bits,
             'lr': f'{self.lr_at(self.step):.3e}',
         }
-        files.append_log(self.out, row)
+        run_files.append_log(self.out, row)
         if self.run.wandb:
             known = {name: float(value) for name, value in row.items() if value}
             self.wandb.log(known, step=self.step)
@@ -375,7 +375,7 @@ class Trainer:
             'step': self.step,
             'tokens': self.step * self.batches.tokens_per_step,
             'val_loss': val_loss,
-            'bits_per_char': val_loss * self.data.bits_per_nat,
+            'bits_per_char': val_loss * self.data.to_bits_per_char,
             'data_dir': self.run.data_dir,
         }
         card = model_card(self.model, meta, self.out.resolve().name)
@@ -390,7 +390,7 @@ class Trainer:
             self.check_finite(math.nan)
         kept = {name: value for name, value in vars(self.run).items() if name not in NOT_KEPT}
         dtype = str(self.dtype).removeprefix('torch.')
-        files.save_checkpoint(self.out, {
+        run_files.save_checkpoint(self.out, {
             'model': self.model.state_dict(),
             'optimizers': [optimizer.state_dict() for optimizer in self.optimizers],
             'scaler': self.scaler.state_dict(),
@@ -427,14 +427,14 @@ class Trainer:
 # --- before the first step ---
 
 def settings_and_checkpoint(out):
-    """(settings, checkpoint): as given, or those of the run that goes on; None for a new run."""
+    """For a new run (its settings, None); to go on (the run's settings, its checkpoint)."""
     run, checkpoint = settings, None
     if settings.init_from == 'resume':
-        checkpoint, checksum = files.load_checkpoint(out)
+        checkpoint, checksum = run_files.load_checkpoint(out)
         checkpoint['checksum'] = checksum
         held = checkpoint['settings']
         run = adopt(settings, held, f'the run in {out} was started with')
-    elif files.has_checkpoint(out) or (out / 'model.safetensors').exists():
+    elif run_files.has_checkpoint(out) or (out / 'model.safetensors').exists():
         raise UserError(f'{out} already holds a run; go on with it (--init_from=resume), '
                         'or name another --out_dir')
     check_settings(run)
@@ -459,9 +459,9 @@ def check_settings(run):
 
 
 def adopt(settings, held, whose):
-    """The settings, with those that a run or a model folder holds in their place.
+    """The settings, with those stored in `held` in place of the defaults.
 
-    A flag that contradicts raises UserError.
+    A flag that a person set must agree with them, or UserError is raised.
     """
     run = SimpleNamespace(**vars(settings))
     for name, value in held.items():
@@ -524,7 +524,8 @@ def load_data(run, meta, checkpoint):
     most_tokens = run.eval_tokens * 1e6 or math.inf
     val_rows = validation_rows(val_tokens, val_offsets, T, eos, most_tokens)
 
-    bits_per_nat = (meta['val_tokens'] - 1) / meta['val_chars'] / math.log(2)  # of a token and char
+    tokens_per_char = (meta['val_tokens'] - 1) / meta['val_chars']
+    to_bits_per_char = tokens_per_char / math.log(2)  # times nats per token
     about = {name: meta[name] for name in ('base_model', 'sources', 'vocabulary_licence')
              if name in meta}
     vocabulary_files = {}
@@ -533,16 +534,15 @@ def load_data(run, meta, checkpoint):
     return SimpleNamespace(
         meta=meta, eos=eos, tokens=tokens, checksum=checksum, batches=batches, steps=steps,
         tokens_per_epoch=tokens_per_epoch, rows_per_rank=rows_per_rank, micro_rows=micro_rows,
-        val_rows=val_rows, bits_per_nat=bits_per_nat, floor=meta.get('floor_bits_per_char'),
+        val_rows=val_rows, to_bits_per_char=to_bits_per_char, floor=meta.get('floor_bits_per_char'),
         about=about, vocabulary_files=vocabulary_files)
 
 
 def validation_plan(run, steps, tokens_per_step):
-    """(eval_interval, eval_tokens in millions): as given or, where not, so little that validation
-    takes a twentieth of the run.
+    """(eval_interval, eval_tokens in millions): as given or, where not, a twentieth of the time.
 
-    A validation token costs half a training token at most, for it has no backward pass; so a tenth
-    of the run's tokens will do: ten validations or, in a short run, fewer of 20,000 tokens.
+    A validation token has no backward pass and costs at most half a training token. So a tenth of
+    the run's tokens is spent: on ten validations or, if they had under 20,000 each, on fewer.
     """
     interval, million = run.eval_interval, run.eval_tokens
     if 'eval_tokens' not in run.given:

@@ -1,12 +1,12 @@
-"""From the stream of train.bin to the batch of step s: a pure function of (data, seed, s).
+"""From the stream of train.bin to the batch of step s: a pure function of data, settings and s.
 
     </s> <rating> ids… </s> <rating> ids… </s>     the stream (N,), on the disk
       → a shard: the reviews of some hundred steps, shuffled
       → rows (R, T+1), whole reviews side by side
       → the rows of step s → x (B, T), y (B, T)
 
-Nothing here grows with the corpus: the stream is read through a memory map, only where a step needs
-it, and a shard at a time is packed while the one before it is trained on.
+Nothing here grows with the corpus: the stream is read through a memory map where a step needs it,
+and one shard is packed while the one before it is trained on.
 """
 import json
 import zlib
@@ -17,8 +17,9 @@ import numpy as np
 import torch
 
 from parts.errors import UserError
+from parts.packing import Packing
 
-MOST_BLOCKS = 2 ** 20        # reviews are shuffled singly up to so many, beyond in blocks
+MOST_GROUPS = 2 ** 20        # up to so many reviews are shuffled singly, more in groups
 SHARD_TOKENS = 2 ** 23       # about so many in a shard: 8 million
 CHECKED_BYTES = 2 ** 28      # a file up to this size is read once at the start, to find damage
 
@@ -40,8 +41,8 @@ def read_meta(data_dir, mode):
 def open_stream(folder, meta, side):
     """(ids, review_offsets) of 'train' or 'val', as memory maps. Raises UserError.
 
-    ids (N,) uint16 is the stream. review_offsets (R+1,) uint64 tells where the `</s>` of each
-    review stands, and the last one.
+    ids (N,) uint16 is the stream. Review r is ids[review_offsets[r]:review_offsets[r + 1]], and
+    the last of the R + 1 offsets (uint64) is where the final `</s>` stands.
     """
     path = Path(folder) / f'{side}.bin'
     offsets_path = Path(folder) / f'{side}_offsets.bin'
@@ -62,11 +63,10 @@ def open_stream(folder, meta, side):
     return np.memmap(path, '<u2', mode='r'), np.memmap(offsets_path, '<u8', mode='r')
 
 
-# --- packing ---
+# --- rows ---
 
 def row_length(lengths, T):
-    """T, or the shortest half, quarter … of it that holds 999 of 1,000 reviews whole and five of
-    mean length.
+    """Halve T while 999 of 1,000 reviews fit whole into a row, and so do five of mean length.
 
     Attention costs less over short rows, and what lies between short reviews is masked anyway.
     """
@@ -75,152 +75,40 @@ def row_length(lengths, T):
     return T
 
 
-class Packing:
-    """Whole reviews side by side in rows of T: where each piece of text is from and where it goes.
-
-    A piece is a review, or a part of one that is longer than a row. Piece p begins at starts[p] of
-    the stream, has lengths[p] ids, and goes to column columns[p] of row rows[p]; pieces are in the
-    order of their rows, and row r has the pieces from first_piece[r] to first_piece[r + 1]. Every
-    review but a cut one has its beginning, as when sampling.
-    """
-
-    def __init__(self, starts, lengths, T):
-        """Pack reviews; of those of one length, the first come into the first rows."""
-        self.T = T
-        n_full = np.where(lengths > T, (lengths - 1) // T, 0)  # a long review fills whole rows …
-        full_starts = np.repeat(starts, n_full) + T * ranks_within(n_full)
-        starts, lengths = starts + T * n_full, lengths - T * n_full
-        is_tail = n_full > 0                                   # … and its tail begins another one
-        longest_first = np.argsort(-lengths, kind='stable')
-        tails = longest_first[is_tail[longest_first]]
-        whole = longest_first[~is_tail[longest_first]]
-        rows, columns, tail_rows, n_rows = best_fit(lengths[whole], lengths[tails], T)
-
-        self.n_rows = n_rows + len(full_starts)
-        full_rows = np.arange(n_rows, self.n_rows)
-        # a full row has one id more: what follows its last column is the next id of the text
-        full_lengths = np.full(len(full_starts), T + 1)
-        rows = np.concatenate((tail_rows, rows, full_rows))
-        order = np.argsort(rows, kind='stable')
-        self.rows = rows[order]
-        self.starts = np.concatenate((starts[tails], starts[whole], full_starts))[order]
-        self.lengths = np.concatenate((lengths[tails], lengths[whole], full_lengths))[order]
-        zeros = np.zeros_like
-        self.columns = np.concatenate((zeros(tail_rows), columns, zeros(full_rows)))[order]
-        self.first_piece = np.searchsorted(self.rows, np.arange(self.n_rows + 1))
-        self.n_targets = np.bincount(self.rows, np.minimum(self.lengths, T), self.n_rows)
-
-    def fill(self, tokens, which, eos):
-        """The rows numbered `which` (B,), from the stream: (B, T+1) uint16; what is left is `</s>`.
-
-        The last column is what follows column T: `</s>`, or the next id of a text that goes on.
-        """
-        first, end = self.first_piece[which], self.first_piece[which + 1]
-        n_pieces = end - first
-        pieces = np.repeat(first, n_pieces) + ranks_within(n_pieces)
-        lengths = self.lengths[pieces]
-        row = np.repeat(np.arange(len(which)), n_pieces)
-        target = row * (self.T + 1) + self.columns[pieces]    # where it begins in the flat batch
-        within = ranks_within(lengths)                        # 0, 1, 2 … in each piece
-        batch = np.full(len(which) * (self.T + 1), eos, dtype=np.uint16)
-        source = self.starts[pieces]
-        batch[np.repeat(target, lengths) + within] = tokens[np.repeat(source, lengths) + within]
-        return batch.reshape(len(which), self.T + 1)
-
-
-def ranks_within(counts):
-    """[3, 2] → [0, 1, 2, 0, 1]"""
-    ends = np.cumsum(counts)
-    return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - counts, counts)
-
-
-def best_fit(lengths, tails, T):
-    """Where whole reviews and tails go, by their lengths, both longest first.
-
-    Returns rows (P,) and columns (P,) of the reviews, rows of the tails, which stand at column 0,
-    and how many rows there are. Reviews of one length are all alike. So one row is filled, with
-    the longest review that fits, again the longest that fits, and so on; and as many rows as there
-    are such reviews are filled likewise.
-    """
-    left = np.bincount(lengths, minlength=T + 1)              # reviews of each length to be placed
-    next_review = np.cumsum(left[::-1])[::-1] - left          # the first one of each length
-    rows, columns = np.empty_like(lengths), np.empty_like(lengths)
-    n_rows = 0
-
-    def fill_rows(opening, most):
-        """Fill up to `most` rows alike, from column `opening` on; returns how many."""
-        nonlocal n_rows
-        filling, times = fill_one_row(left, T - opening, most)
-        column = opening
-        for length, copies in filling:
-            for _ in range(copies):
-                reviews = slice(next_review[length], next_review[length] + times)
-                rows[reviews] = np.arange(n_rows, n_rows + times)
-                columns[reviews] = column
-                next_review[length] += times
-                column += length
-            left[length] -= copies * times
-        n_rows += times
-        return times
-
-    n_tails = np.bincount(tails, minlength=T + 1)
-    for length in range(T, 0, -1):
-        while n_tails[length]:
-            n_tails[length] -= fill_rows(length, n_tails[length])
-    tail_rows = np.arange(n_rows)
-    while left.any():
-        fill_rows(0, len(lengths))
-    return rows, columns, tail_rows, n_rows
-
-
-def fill_one_row(left, room, most):
-    """([(length, copies), …], times): a row of the longest that fit, and how many such rows."""
-    filling, times = [], most
-    there = np.flatnonzero(left)
-    while True:
-        there = there[there <= room]
-        if len(there) == 0:
-            return filling, times
-        length = there[-1]
-        copies = min(room // length, left[length])
-        times = min(times, left[length] // copies)
-        filling.append((length, copies))
-        room -= copies * length
-        there = there[:-1]
-
-
 # --- the batch of a step ---
 
 class Batches:
     """The rows of every step of a run; batch_size counts rows of chunk_size, over all processes.
 
-    Every epoch visits the reviews in a new order, and each row once. The order is a shuffle of
-    single reviews, or of blocks of neighbours where there are more than a million. It is cut into
-    shards of shard_steps steps, and each shard is shuffled again, review by review.
+    Every epoch has a new order:
+    1. The reviews are shuffled. More than a million are shuffled in small groups of neighbours.
+    2. The order is cut into shards of shard_steps steps.
+    3. The reviews of a shard are shuffled, packed into rows, and the rows are shuffled.
+    Each row comes once. About one row in a hundred is left over at the end of a shard and left out.
     """
 
     def __init__(self, tokens, review_offsets, eos, chunk_size, batch_size, tokens_per_epoch, seed):
         self.tokens, self.review_offsets, self.eos, self.seed = tokens, review_offsets, eos, seed
         self.n_reviews = len(review_offsets) - 1
-        self.block_size = -(-self.n_reviews // MOST_BLOCKS)
-        self.block_lengths, sample = self.read_lengths()
+        self.group_size = -(-self.n_reviews // MOST_GROUPS)
+        self.group_lengths, sample = self.read_lengths()
         self.row_length = row_length(sample, chunk_size)
         self.tokens_per_step = batch_size * chunk_size
         self.rows_per_step = self.tokens_per_step // self.row_length
         self.steps_per_epoch = tokens_per_epoch // self.tokens_per_step
         self.shard_steps = max(1, SHARD_TOKENS // self.tokens_per_step)
         self.thread = ThreadPoolExecutor(max_workers=1)
-        self.shards = {}                                      # (epoch, shard) → a promise
+        self.shards = {}                                      # (epoch, shard) → Future of packing
 
     def read_lengths(self):
-        """(tokens in each block, length of its first review), reading a part at a time."""
-        piece = self.block_size * 2 ** 12
+        """(tokens in each group, length of its first review), reading a part at a time."""
+        piece = self.group_size * 2 ** 12
         lengths, sample = [], []
         for first in range(0, self.n_reviews, piece):
             offsets = np.array(self.review_offsets[first:first + piece + 1]).astype(np.int64)
-            edges = np.append(offsets[:-1:self.block_size], offsets[-1])
+            edges = np.append(offsets[:-1:self.group_size], offsets[-1])
             lengths.append(np.diff(edges))
-            sample.append(np.diff(offsets)[::self.block_size])
+            sample.append(np.diff(offsets)[::self.group_size])
         return np.concatenate(lengths), np.concatenate(sample)
 
     def rows(self, step, first=0, end=None):
@@ -258,15 +146,15 @@ class Batches:
 
     def reviews_of(self, epoch, shard):
         """(starts, lengths) of the reviews whose tokens fill this shard's steps."""
-        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.block_lengths))
-        ends = np.cumsum(self.block_lengths[order])           # tokens up to the end of each block
+        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.group_lengths))
+        ends = np.cumsum(self.group_lengths[order])           # tokens up to the end of each group
         n_steps = min(self.shard_steps, self.steps_per_epoch - shard * self.shard_steps)
         from_token = shard * self.shard_steps * self.tokens_per_step
         to_token = from_token + n_steps * self.tokens_per_step
         first = np.searchsorted(ends, from_token, side='right')
         last = np.searchsorted(ends, to_token, side='left')
-        blocks = order[first:last + 1]
-        reviews = (blocks[:, None] * self.block_size + np.arange(self.block_size)).ravel()
+        groups = order[first:last + 1]
+        reviews = (groups[:, None] * self.group_size + np.arange(self.group_size)).ravel()
         reviews = reviews[reviews < self.n_reviews]
         starts = self.review_offsets[reviews].astype(np.int64)
         lengths = self.review_offsets[reviews + 1].astype(np.int64) - starts
@@ -285,7 +173,10 @@ def validation_rows(tokens, review_offsets, T, eos, most_tokens):
 
 
 def inputs_and_targets(rows, eos, device):
-    """rows (B, T+1) → x (B, T), y (B, T). `</s>` after `</s>` is the rest of a row: no target."""
+    """rows (B, T+1) → x (B, T), y (B, T).
+
+    `</s>` after `</s>` happens only where a row is empty: -1, a target that the loss leaves out.
+    """
     x = torch.from_numpy(rows[:, :-1].astype(np.int64))
     y = torch.from_numpy(rows[:, 1:].astype(np.int64))
     y[(x == eos) & (y == eos)] = -1

@@ -11,7 +11,7 @@ import torch
 MOST_TOKENS = 20_000_000  # to count; enough for any pair that matters
 PIECE = 2 ** 16           # a longer stream is sampled in pieces of so many tokens, evenly spaced
 DISCOUNT = 0.75           # off each count: what was seen once was luck in part (Ney et al. 1994)
-SMOOTHING = 20            # added to a count in its weight: the PMI of rare tokens is mostly noise
+SMOOTHING = 20            # added to each token's count for its weight: rare PMI is mostly noise
 UNIGRAM_SIZE = 0.3        # the share of log P(j) in the length of an embedding, which is 1
 PMI_SIZE = 0.9            # the largest share of the PMI in it
 PMI_GAIN = 1.4            # makes up for the directions that the SVD leaves out
@@ -24,7 +24,8 @@ def init_from_bigrams(model, data):
 
         head_j · embedding_i  ≈  log P(j | i)  =  log P(j) + PMI(i, j)
 
-    PMI, pointwise mutual information, says how much oftener j comes after i than it comes at all.
+    PMI, pointwise mutual information, says how much oftener j comes after i than it comes at all;
+    where it would come less often, 0 is taken (positive PMI).
     Its truncated SVD gives each token a vector as predecessor and one as successor (Levy & Goldberg
     2014). data: ids (N,), uint16.
     """
@@ -33,9 +34,9 @@ def init_from_bigrams(model, data):
     predecessor, successor, log_p = factor_bigrams(sample_stream(data), V, C)
     rank = predecessor.shape[1]
 
-    # RMSNorm makes every embedding as long as the others before the head sees it, so they are made
-    # of length 1 here: direction 0 carries log P(j), direction 1 fills up to length 1, the rest
-    # carry the PMI.
+    # RMSNorm removes the length of an embedding, so only its direction counts. Each is built as a
+    # unit vector: coordinate 0 is for log P(j), coordinates 2 and up for the PMI, and coordinate 1
+    # is what is missing to length 1.
     length = predecessor.norm(dim=1, keepdim=True)
     typical = length[length >= length.max() / 100].quantile(0.9)
     scale = PMI_SIZE / (typical + 1e-9)
@@ -65,11 +66,10 @@ def sample_stream(data):
 
 
 def factor_bigrams(data, V, C):
-    """Count the pairs in data and factor their positive PMI. Returns predecessor (V, rank),
-    successor (V, rank), log P (V,).
+    """Count the pairs in data and factor their positive PMI.
 
-    Each pair is weighted by the root of what chance would give it, so that frequent tokens are
-    fitted best.
+    Returns predecessor (V, rank), successor (V, rank), log P (V,). A pair has the weight
+    √(P(i) P(j)), so that frequent pairs are fitted best.
     """
     pairs, n = np.unique(data[:-1].astype(np.uint32) * np.uint32(V) + data[1:], return_counts=True)
     pairs = torch.from_numpy(pairs.astype(np.int64))

@@ -23,9 +23,8 @@ HEAD_LR_MULT = {'random': 1.0, 'counted': 0.25, 'tied': 1.0}
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, then the nearest orthogonal matrix in place of the gradient (Jordan et al. 2024,
-    https://kellerjordan.github.io/posts/muon), so that every direction it points in is learned at
-    one pace.
+    """Momentum, then the nearest orthogonal matrix in place of the gradient, so that all directions
+    of the update get steps of one size (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
 
     The iteration of Newton and Schulz finds it by multiplications alone. All matrices of one shape
     go through it as one stack (N, rows, columns), in `dtype`.
@@ -57,9 +56,10 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(x, dtype):
-    """x (N, rows, columns) = U S Vᵀ → U R Vᵀ, where R has only values from 0.73 to 1.27.
+    """x (N, rows, columns) = U S Vᵀ → U R Vᵀ, where R is between 0.73 and 1.27 for all directions
+    but the faintest, below a hundredth of the norm.
 
-    With ones in their place it would be the orthogonal matrix that is nearest to x.
+    With R = 1 it would be the orthogonal matrix that is nearest to x.
     """
     tall = x.shape[1] > x.shape[2]
     if tall:
@@ -75,7 +75,7 @@ def orthogonalize(x, dtype):
 
 
 def make_optimizers(model, optimizer, lr, weight_decay, dtype, warm_start):
-    """[optimizer, …]: every parameter is in one group, whose share of the rate is group['lr_mult'].
+    """[optimizer, …]: every parameter is in one group, and learns at lr * group['lr_mult'].
 
     warm_start: embedding and head hold what was counted or trained before. Muon is for matrices
     that mix directions. A row of the embedding or the head belongs to one token, and most tokens
@@ -123,9 +123,10 @@ def set_learning_rate(optimizers, lr):
 
 
 def lr_schedule(step, steps, warmup=0):
-    """Share of the peak learning rate at a step: up in a line, then down half a cosine to zero at
-    the last step (Loshchilov & Hutter 2016, arXiv:1608.03983). warmup: steps of the rise (0: a
-    fiftieth of the run).
+    """Share of the peak learning rate at a step: up in a line, then down half a cosine, which is
+    zero at step == steps (Loshchilov & Hutter 2016, arXiv:1608.03983).
+
+    warmup: steps of the rise (0: a fiftieth of the run).
     """
     rise = warmup or max(1, steps // 50)
     if step < rise:

@@ -119,7 +119,7 @@ def training_flops(row):
 
 
 def save_picture(figure, path):
-    """Write the picture; returns whether it could be. The scores are told already, so it may fail."""
+    """Write the picture. Returns whether it could be: the scores are told already."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=120)

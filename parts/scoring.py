@@ -120,15 +120,15 @@ def sentiment(model, rating_ids, rated, own_nats, batch_tokens=8192):
     log_odds, even_log_odds = [], []
     for (rating, _), own, other in zip(rated, own_nats, other_nats):
         sign = 1 if rating == 1 else -1                       # evidence counts towards positive
-        log_odds.append(sign * sum_of_difference(other, own))
-        even_log_odds.append(sign * sum_of_difference(other[1:], own[1:]))  # [0] is the rating's
+        log_odds.append(sign * difference_of_sums(other, own))
+        even_log_odds.append(sign * difference_of_sums(other[1:], own[1:]))  # [0] is the rating's
     truth = [rating for rating, _ in rated]
     return sentiment_scores(truth, log_odds, even_log_odds)
 
 
-def sum_of_difference(nats, other):
-    """Sum of nats less sum of other, in double precision: exactly 0 where the two are equal."""
-    return (nats.double().sum() - other.double().sum()).item()
+def difference_of_sums(a, b):
+    """Sum of a less sum of b, in double precision: exactly 0 where the two are equal."""
+    return (a.double().sum() - b.double().sum()).item()
 
 
 def sentiment_scores(truth, log_odds, even_log_odds):

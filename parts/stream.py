@@ -19,7 +19,7 @@ from parts.parallel import map_ordered
 
 
 class StreamWriter:
-    """Writes two files that grow together; counts what a reader would have to read them for.
+    """Writes two files that grow together; also counts and keeps a checksum, for meta.json.
 
     train.bin           (N,) uint16: `</s> <rating> ids… </s> <rating> ids… </s>`
     train_offsets.bin   (R+1,) uint64: where the `</s>` of each of R reviews is, and the last one

@@ -11,8 +11,9 @@ from conftest import ROOT
 from model import Config, build
 from parts import batches as batches_part
 from parts import bigram
-from parts.batches import Batches, Packing, inputs_and_targets, row_length, validation_rows
+from parts.batches import Batches, inputs_and_targets, row_length, validation_rows
 from parts.bigram import init_from_bigrams
+from parts.packing import Packing
 
 EOS = 0
 
@@ -97,14 +98,14 @@ def test_an_epoch_visits_every_review_once_in_a_new_order_each_time():
         assert len(reviews) > 0.95 * len(lengths)  # what does not fill a last batch is left out
 
 
-def test_shards_and_blocks_visit_every_review_once_too(monkeypatch):
-    """What a corpus of billions of tokens gets, on a small one: blocks of 5 reviews, 11 shards."""
-    monkeypatch.setattr(batches_part, 'MOST_BLOCKS', 1000)
+def test_shards_and_groups_visit_every_review_once_too(monkeypatch):
+    """What a corpus of billions of tokens gets, on a small one: groups of 5 reviews, 11 shards."""
+    monkeypatch.setattr(batches_part, 'MOST_GROUPS', 1000)
     monkeypatch.setattr(batches_part, 'SHARD_TOKENS', 64 * 4 * 17)
     lengths = np.random.default_rng(1).integers(6, 14, 5000)
     data, offsets = stream(lengths)
     batches = Batches(data, offsets, EOS, 64, 4, len(data) - 1, seed=3)
-    assert batches.block_size == 5
+    assert batches.group_size == 5
     assert batches.steps_per_epoch > 10 * batches.shard_steps
     steps = range(batches.steps_per_epoch, 2 * batches.steps_per_epoch)  # of the second epoch
     rows = np.concatenate([batches.rows(step)[0] for step in steps])
@@ -112,7 +113,7 @@ def test_shards_and_blocks_visit_every_review_once_too(monkeypatch):
     known = {tuple(data[start:end]) for start, end in zip(offsets, offsets[1:])}
     assert set(reviews) <= known
     assert len(set(reviews)) > 0.94 * len(lengths)  # shards so small leave out more than others
-    assert len(reviews) - len(set(reviews)) < 100  # a block at the edge of two shards is in both
+    assert len(reviews) - len(set(reviews)) < 100  # a group at the edge of two shards is in both
 
     step = steps[-3]
     whole, n_targets = batches.rows(step)
