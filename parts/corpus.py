@@ -22,7 +22,7 @@ from parts import grammar, hub
 from parts.errors import UserError, print0
 from parts.files import atomic_write
 from parts.parallel import map_ordered
-from parts.readers import guess_encoding, read_pairs
+from parts.readers import guess_encoding, read_parquet, read_rows
 
 # --- ratings ---
 
@@ -84,25 +84,24 @@ def source_files(source):
 def read_source(source, encoding, batch_size, n_reviews, seed):
     """Yield (file, number of the first row, rows) of a source, batch_size rows at a time.
 
-    A row is (text, label, bits): text and label as they stand in the file; bits is
-    -log2 P(rating, text), or None where nobody knows it. encoding is for files, n_reviews and seed
-    are for the demo. Raises UserError.
+    A row is (text, label), as they stand in the file. A row of the demo has a third element, bits:
+    -log2 P(rating, text). encoding is for files, n_reviews and seed are for the demo.
+    Raises UserError.
     """
     if source == 'demo':
         reviews = grammar.reviews(n_reviews, seed)
         rows = ((text, rating, bits) for rating, text, bits in reviews)
-        yield from number_batches('demo', rows, batch_size)
+        yield from number_batches('demo', in_batches(rows, batch_size))
         return
     for file in source_files(source):
-        rows = read_file(file, encoding, batch_size)
-        yield from number_batches(file, rows, batch_size)
+        yield from number_batches(file, read_file(file, encoding, batch_size))
 
 
-def number_batches(file, rows, batch_size):
+def number_batches(file, batches):
     first = 1
-    for batch in in_batches(rows, batch_size):
-        yield file, first, batch
-        first += len(batch)
+    for rows in batches:
+        yield file, first, rows
+        first += len(rows)
 
 
 # what open, csv, json and pyarrow raise where a file is missing or damaged
@@ -112,12 +111,23 @@ READING_ERRORS = (
 
 
 def read_file(file, encoding, batch_size):
-    """Yield (text, label, None) of every row, as they stand in the file. Raises UserError."""
+    """Yield the rows (text, label) of a file, batch_size at a time. Raises UserError."""
     n = 0
     try:
-        for text, label in read_pairs(file, encoding, batch_size):
+        if file.suffix.lower() == '.parquet':
+            for batch in read_parquet(file, batch_size):
+                n += len(batch)
+                yield batch
+            return
+        batch = []
+        for row in read_rows(file, encoding):
             n += 1
-            yield text, label, None
+            batch.append(row)
+            if len(batch) == batch_size:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
     except UnicodeError:
         named = encoding.removesuffix('-sig')
         raise UserError(f'{file} is not {named}; {guess_encoding(file)}') from None
@@ -252,7 +262,7 @@ def split_batch(val_ratio, batch):
     file, first, rows = batch
     train = Side()
     val = Side()
-    for n, (text, label, bits) in enumerate(rows, first):
+    for n, (text, label, *more) in enumerate(rows, first):
         rating = RATING_LABELS.get(str(label).strip())
         if rating is None:
             raise UserError(f'{file}, review {n}: the rating is {label!r}; '
@@ -264,7 +274,7 @@ def split_batch(val_ratio, batch):
         side = val if in_validation(content, val_ratio) else train
         label = '-' if rating == UNKNOWN else str(rating)
         side.lines += b'%b\t%b\n' % (label.encode(), content)
-        side.bits.append(bits)
+        side.bits.append(more[0] if more else None)
         side.n_chars += len(text)
     return train, val
 

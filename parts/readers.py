@@ -16,16 +16,12 @@ TEXT_COLUMNS = ('Review', 'review', 'document', 'comments', 'text')  # the first
 RATING_COLUMNS = ('Rating', 'rating', 'label')
 
 
-def read_pairs(path, encoding, batch_size):
+def read_rows(path, encoding):
     """Yield (text, rating) of every row, as they stand in the file; rating None if it has none.
 
-    batch_size: how many rows of a parquet file are held in memory at a time.
-    Raises UserError, and whatever csv, json and pyarrow raise where a file is damaged.
+    For all types but .parquet. Raises UserError, and what csv and json raise for a damaged file.
     """
     file_type = path.suffix.lower()
-    if file_type == '.parquet':
-        yield from read_parquet(path, batch_size)
-        return
     newline = '' if file_type == '.csv' else None  # csv: a quoted review may hold line breaks
     with open(path, encoding=encoding, newline=newline) as file:
         if file_type == '.txt':
@@ -37,14 +33,35 @@ def read_pairs(path, encoding, batch_size):
 
 
 def read_parquet(path, batch_size):
+    """Yield the rows of a .parquet file as ParquetRows of batch_size each.
+
+    Raises UserError, and what pyarrow raises for a damaged file.
+    """
     import pyarrow.parquet  # slow to load, and most readers of this file never need it
     with pyarrow.parquet.ParquetFile(path) as table:
         text, rating = choose_columns(table.schema_arrow.names)
         wanted = [text] if rating is None else [text, rating]
         for batch in table.iter_batches(batch_size, columns=wanted):
-            texts = batch.column(text).to_pylist()
-            ratings = repeat(None) if rating is None else batch.column(rating).to_pylist()
-            yield from zip(texts, ratings)
+            ratings = None if rating is None else batch.column(rating)
+            yield ParquetRows(batch.column(text), ratings)
+
+
+class ParquetRows:
+    """Rows (text, rating) that become Python's strings only where somebody iterates over them.
+
+    That may be another process, which is good: it takes longer than all the rest of the reading.
+    """
+
+    def __init__(self, texts, ratings):
+        self.texts = texts      # pyarrow arrays; ratings may be None
+        self.ratings = ratings
+
+    def __len__(self):
+        return len(self.texts)
+
+    def __iter__(self):
+        ratings = repeat(None) if self.ratings is None else self.ratings.to_pylist()
+        return zip(self.texts.to_pylist(), ratings)
 
 
 def read_table(file, file_type):

@@ -171,6 +171,13 @@ def matmul_flops(model, T):
 
 # --- processes ---
 
+def start_process(device):
+    """Get this process ready: sums in a fixed order, memory kept, the other processes found."""
+    add_in_fixed_order()
+    keep_freed_memory(device)
+    join_processes(device)
+
+
 def join_processes(device):
     """Connect to the other processes that torchrun started."""
     if world_size == 1:
