@@ -62,6 +62,21 @@ def assert_one_sentence(done):
 
 # --- what a run leaves ---
 
+def random_model(arch='decoder', **more):
+    """A small model in which no weight is zero: the zeros of a fresh one would hide a mistake."""
+    from model import Config, build
+    torch.manual_seed(0)
+    shape = dict(vocab_size=50, arch=arch, d_model=32, d_ffn=48, n_layers=2, nhead=2,
+                 chunk_size=16, window=4, eos=0)
+    model = build(Config(**{**shape, **more}))
+    for p in model.parameters():
+        if p.ndim == 2:
+            torch.nn.init.normal_(p, std=0.3)
+        else:
+            torch.nn.init.normal_(p, mean=1, std=0.2)
+    return model.eval()
+
+
 def log(folder):
     """The lines of log.csv as dictionaries."""
     with open(folder / 'log.csv') as file:

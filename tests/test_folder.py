@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import tokenizers
 import torch
-from conftest import SMALL, last_weights, run, same
+from conftest import SMALL, last_weights, random_model, run, same
 from test_hub import Hub
 
-from model import Config, build, generate
+from model import generate
 from parts.corpus import read_split
 from parts.errors import UserError
 from parts.folder import check_flags, find_model_folder, load_model, open_model, save_model
@@ -23,20 +23,6 @@ EOS = 0
 SMALL_BUT_WIDTH = [flag for flag in SMALL if 'd_model' not in flag]  # that comes with the model
 ODD_TEXTS = ['', 'ㅋㅋㅋ ㅠㅠ', '맛집 😀👍🏽', '漢字 鱻味', 'Pasta 12,000원', '두\n줄', '  두  칸',
              '끝 ', '한글', '<pos></s>', '뷁쀍', '\u200f오른쪽', '𠮷野家']
-
-
-def random_model(arch='decoder', **more):
-    """A small model with random weights in every place."""
-    torch.manual_seed(0)
-    fields = dict(vocab_size=50, arch=arch, d_model=32, d_ffn=48, n_layers=2, nhead=2,
-                  chunk_size=16, window=4, eos=EOS)
-    model = build(Config(**{**fields, **more}))
-    for p in model.parameters():
-        if p.ndim == 2:
-            torch.nn.init.normal_(p, std=0.3)
-        else:
-            torch.nn.init.normal_(p, mean=1, std=0.2)
-    return model.eval()
 
 
 def random_rows(B, T):

@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+from conftest import random_model
 
 from model import (
     Config,
@@ -18,20 +19,6 @@ from parts.fused import FusedStep
 
 EOS = 0
 both = pytest.mark.parametrize('arch', ['decoder', 'ffn'])
-
-
-def tiny(arch='decoder', **more):
-    """A small model in which no weight is zero: the zeros of a fresh one would hide a mistake."""
-    torch.manual_seed(0)
-    shape = dict(vocab_size=50, arch=arch, d_model=32, d_ffn=48, n_layers=2, nhead=2,
-                 chunk_size=16, window=4, eos=EOS)
-    model = build(Config(**{**shape, **more}))
-    for p in model.parameters():
-        if p.ndim == 2:
-            torch.nn.init.normal_(p, std=0.3)
-        else:
-            torch.nn.init.normal_(p, 1, 0.2)
-    return model.eval()
 
 
 def seeded(seed):
@@ -68,7 +55,7 @@ def test_a_fresh_model_knows_nothing(arch):
 
 @both
 def test_no_token_sees_the_future_or_another_review(arch):
-    model = tiny(arch)
+    model = random_model(arch)
     x = random_ids(1, 12)
     x[0, 0] = EOS
     x[0, 6] = EOS
@@ -92,7 +79,7 @@ def test_no_token_sees_the_future_or_another_review(arch):
 
 @pytest.mark.parametrize('arch, reach', [('decoder', 2 * 15), ('ffn', 3)])
 def test_the_decoder_looks_chunk_size_back_in_each_layer_and_the_ffn_a_window(arch, reach):
-    model = tiny(arch)
+    model = random_model(arch)
     x = random_ids(1, 40)
     last_logits = model(x)[0, -1]                                  # (V,)
     other = x.clone()
@@ -103,7 +90,7 @@ def test_the_decoder_looks_chunk_size_back_in_each_layer_and_the_ffn_a_window(ar
 
 
 def test_padding_is_no_target():
-    model = tiny()
+    model = random_model()
     x = random_ids(2, 8)
     y = x.clone()
     y[:, 5:] = -1
@@ -121,7 +108,7 @@ def test_padding_is_no_target():
     dict(temperature=1.0, top_k=20, top_p=0.9),
 ])
 def test_the_cache_changes_nothing_also_past_chunk_size(arch, T, sampling):
-    model = tiny(arch).double()
+    model = random_model(arch).double()
     text = random_ids(3, T)
     text[:, 0] = EOS
     cached = written(model, text, 40, banned=[EOS], generator=seeded(5), **sampling)
@@ -138,7 +125,7 @@ def test_the_cache_changes_nothing_also_past_chunk_size(arch, T, sampling):
 @pytest.mark.parametrize('nkv', [2, 1])
 @pytest.mark.parametrize('T', [1, 7, 16])
 def test_logits_through_the_cache_equal_those_of_the_whole_pass(arch, nkv, T):
-    model = tiny(arch, nkv=nkv).double()
+    model = random_model(arch, nkv=nkv).double()
     x = random_ids(2, 45)
     x[:, 0] = EOS
     with torch.no_grad():
@@ -151,7 +138,7 @@ def test_logits_through_the_cache_equal_those_of_the_whole_pass(arch, nkv, T):
 
 
 def test_a_compiled_model_writes_the_same():
-    model = tiny()
+    model = random_model()
     prompt = random_ids(2, 5)
     prompt[:, 0] = EOS
     plain = written(model, prompt, 30, banned=[EOS], temperature=0)
@@ -164,7 +151,7 @@ def test_a_compiled_model_writes_the_same():
 @pytest.mark.parametrize('T', [1, 5, 16, 30])
 def test_the_fused_step_computes_what_the_plain_one_does(nkv, T):
     """Also past chunk_size, and past the 256 positions of its tables."""
-    model = tiny(nkv=nkv).double()
+    model = random_model(nkv=nkv).double()
     text = random_ids(3, 300)
     text[:, 0] = EOS
     plain, fused = model.new_cache(3, 300), model.new_cache(3, 300)
@@ -197,7 +184,7 @@ def test_ids_come_as_often_as_they_should(sampling, expected):
 
 
 def test_writing_ends_where_the_review_does():
-    model = tiny()
+    model = random_model()
     prompt = torch.tensor([[EOS, 1, 2], [EOS, 3, 4]])
     out = written(model, prompt, 400, generator=seeded(0))
     assert out.shape[1] < 400
@@ -208,7 +195,7 @@ def test_writing_ends_where_the_review_does():
 
 
 def test_a_banned_id_is_never_written():
-    model = tiny()
+    model = random_model()
     prompt = torch.tensor([[EOS, 1, 2], [EOS, 3, 4]])
     out = written(model, prompt, 50, banned=[EOS, 7], generator=seeded(0))
     assert out.shape == (2, 50)
@@ -229,7 +216,7 @@ def log_probs_under(model, text, rating_id):
 @pytest.mark.parametrize('guidance', [0.0, 1.5])
 def test_guidance_is_bayes_rule_by_hand(guidance):
     """Every id is the best of log P(id) + guidance * log P(own rating | text, id)."""
-    model = tiny().double()
+    model = random_model().double()
     own_ratings, rival = [4, 3], 5
     prompt = torch.tensor([[EOS, 4, 9, 11], [EOS, 3, 9, 11]])
     out = written(model, prompt, 12, [EOS], [rival], guidance, temperature=0)
@@ -291,9 +278,9 @@ def test_the_hash_has_no_pattern():
 
 @both
 def test_dropout_moves_the_loss_only_with_seeds(arch):
-    model = tiny(arch, dropout=0.2)
+    model = random_model(arch, dropout=0.2)
     x = random_ids(4, 8)
-    plain = tiny(arch)(x, x)
+    plain = random_model(arch)(x, x)
     assert torch.equal(model(x, x), plain)
     seeds = torch.arange(4, dtype=torch.int32)
     dropped = model(x, x, seeds)

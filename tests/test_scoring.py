@@ -3,6 +3,7 @@ import random
 
 import pytest
 import torch
+from conftest import random_model
 
 from model import Config, build
 from parts.scoring import (
@@ -25,17 +26,6 @@ def fresh_model(arch='decoder'):
     config = Config(vocab_size=50, arch=arch, d_model=32, d_ffn=48, n_layers=2, nhead=2,
                     chunk_size=16, window=4, eos=EOS)
     return build(config).eval()
-
-
-def random_model(arch='decoder'):
-    """A model without the zeros of a fresh one, which would hide every mistake."""
-    model = fresh_model(arch)
-    for p in model.parameters():
-        if p.ndim == 2:
-            torch.nn.init.normal_(p, std=0.3)
-        else:
-            torch.nn.init.normal_(p, mean=1, std=0.2)
-    return model
 
 
 def random_ids(n, seed=1):
