@@ -3,6 +3,7 @@
     python eval.py                                     the newest model, on the data it learned from
     python eval.py --model_path=out/kr3,out/kr3_ffn    several models in one table
     python eval.py --data_dir=data/hate_speech         the same model, another text
+    python eval.py --baseline=true                     # and is it better than a linear model?
     python eval.py --text="국물이 끝내줘요"                rate a sentence, coloured by surprise
     python eval.py --text=-                            rate every piped line
 
@@ -22,9 +23,11 @@ from pathlib import Path
 import torch
 
 from configurator import configure
+from parts.baseline import linear_log_odds
 from parts.corpus import RATING_NAMES, clean, read_split
 from parts.errors import UserError, run_script
-from parts.folder import SHAPE_FLAGS, find_model_folder, open_model, read_json
+from parts.files import read_json
+from parts.folder import SHAPE_FLAGS, find_model_folder, open_model
 from parts.pictures import colour_by_surprise, draw_ladder, draw_scaling
 from parts.runtime import (
     explain_failures,
@@ -33,12 +36,13 @@ from parts.runtime import (
     select_device,
     select_dtype,
 )
-from parts.scoring import sentiment, surprise
+from parts.scoring import rating_log_probs, sentiment, sentiment_scores, surprise
 
 model_path = ''            # a model folder, or several with commas ('': the newest under out/)
 data_dir = ''              # whose validation.txt to read ('': of the data it was trained on)
 n_tokens = 0.0             # million tokens to read in all (0: the whole of validation.txt)
 text = ''                  # rate this sentence instead (-: every line of the standard input)
+baseline = False           # also rate with a linear model over letters; needs scikit-learn
 json = False               # print one JSON object for each model instead of the table
 batch_size = 16            # rows of chunk_size tokens read at once; on a GPU more is faster
 arch = ''                  # decoder or ffn; refused if the model folder says otherwise
@@ -53,6 +57,7 @@ settings = configure(globals())
 
 NEGATIVE = RATING_NAMES[0][0]
 POSITIVE = RATING_NAMES[1][0]
+LINEAR_MODEL = 'a linear model'
 
 
 def main():
@@ -82,6 +87,10 @@ def compare_models(folders, device):
     data_dir = find_data(folders[0], meta)
     reviews = read_reviews(data_dir, vocabulary)
     floor = read_floor(data_dir)
+    linear = []
+    if settings.baseline:
+        train_dir = Path(meta.get('data_dir', data_dir))
+        linear = [score_linear_model(train_dir / 'train.txt', reviews)]
     rows = []
     for folder, (model, meta, vocabulary) in zip(folders, opened):
         row = {'model_path': str(folder), 'data_dir': str(data_dir)}
@@ -95,13 +104,16 @@ def compare_models(folders, device):
         rows.append(row)
         if settings.json:
             print(dumps(row, ensure_ascii=False), flush=True)
-    if not settings.json:
-        print_scores(rows)
-        ladder, scaling = Path('out/ladder.png'), Path('out/scaling.png')
-        if draw_ladder(rows, ladder):
-            print(f'\n{ladder}: the same as a picture')
-        if draw_scaling(rows, scaling):
-            print(f'{scaling}: quality against cost')
+    if settings.json:
+        for row in linear:
+            print(dumps(row, ensure_ascii=False))
+        return
+    print_scores(rows, linear)
+    ladder, scaling = Path('out/ladder.png'), Path('out/scaling.png')
+    if draw_ladder(rows, ladder):
+        print(f'\n{ladder}: the same as a picture')
+    if draw_scaling(rows, scaling):
+        print(f'{scaling}: quality against cost')
 
 
 def find_data(model_folder, meta):
@@ -171,6 +183,17 @@ def score(model, vocabulary, reviews):
     return scores
 
 
+def score_linear_model(train_path, reviews):
+    """How well a linear model, trained on the same reviews, rates these. Raises UserError."""
+    rated = [(rating, text) for rating, text in reviews if rating in (0, 1)]
+    truth = [rating for rating, _ in rated]
+    if len(set(truth)) < 2:
+        raise UserError('--baseline=true needs negative and positive reviews, '
+                        'and there are none of one kind')
+    log_odds, even_log_odds = linear_log_odds(train_path, [text for _, text in rated])
+    return {'model_path': LINEAR_MODEL, **sentiment_scores(truth, log_odds, even_log_odds)}
+
+
 # --- tables ---
 
 SCORES = [                 # heading, key of the score, format
@@ -193,16 +216,19 @@ SENTIMENT = [
 ]
 
 
-def print_scores(rows):
-    """Print the scores of several models: a table, one more of sentiment, and all mistakes."""
+def print_scores(rows, linear):
+    """Print the scores of several models: a table, one more of sentiment, and all mistakes.
+
+    linear: rows of sentiment alone, to compare with.
+    """
     first = rows[0]
     print(f'{first["data_dir"]}: {first["reviews"]:,} reviews\n')
     print_table(rows, SCORES + FLOOR if 'above_floor' in first else SCORES)
     if 'confusion' not in first:
         return
     print()
-    print_table(rows, SENTIMENT)
-    for row in rows:
+    print_table(rows + linear, SENTIMENT)
+    for row in rows + linear:
         print()
         print_confusion(row)
 
@@ -266,12 +292,11 @@ def rate(model, vocabulary, ids):
     """(likeliest rating, its probability, surprise of every token under it). ids: of one text."""
     eos = vocabulary.eos
     rating_ids = vocabulary.rating_ids[:-1]                   # without that of no rating
-    reviews = [[eos, rating_id, *ids, eos] for rating_id in rating_ids]
-    nats = [nats for nats, _ in surprise(model, reviews)]
-    log_joint = -torch.stack([one.sum() for one in nats])     # log P(rating, text), (ratings,)
-    shares = log_joint.softmax(dim=0)                         # P(rating | text), Bayes' rule
+    log_probs = rating_log_probs(model, [ids], rating_ids)[0]
+    shares = log_probs.softmax(dim=0)                         # P(rating | text), (R,)
     rating = int(shares.argmax())
-    of_text = nats[rating][1:-1]                              # without the rating and </s>
+    nats, _ = surprise(model, [[eos, rating_ids[rating], *ids, eos]])[0]
+    of_text = nats[1:-1]                                      # without the rating and </s>
     return rating, shares[rating].item(), of_text.tolist()
 
 

@@ -32,6 +32,7 @@ class Config:
     window: int = 8          # ffn: how many tokens it reads
     eos: int = 0             # the id of </s>, which opens and closes a review
     bos: int = 1             # the id of <s>, the start of a review of unknown rating
+    reads: bool = False      # trained to tell the rating of a text: see hide_ratings in batches.py
     tied: bool = False       # one matrix for embedding and head
     nkv: int = 0             # K, heads that share keys and values (0: H, every head its own)
     head_dim: int = 0        # D (0: C / H)
@@ -222,22 +223,33 @@ class Model(nn.Module):
             elif p.ndim == 2:
                 nn.init.normal_(p, std=1 / math.sqrt(p.shape[1]))  # as large out as in
 
-    def forward(self, idx, targets=None, seeds=None):
+    def forward(self, idx, targets=None, seeds=None, ratings=None, rating_ids=None):
         """idx (B, T) → logits (B, T, V). With targets (B, T): the summed cross-entropy in nats,
         targets of -1 left out.
 
         seeds (B,) int32 make dropout happen, see dropout().
+        With ratings (B, T), too: (nats of the targets, nats of the ratings). A rating that is not
+        -1 is the place of the right id in rating_ids (R,), and only these R ids compete.
         """
-        x = self.hidden(idx, seeds=seeds)                     # (B, T, C)
-        logits = self.logits(x)                               # (B, T, V)
+        x = self.model.norm(self.hidden(idx, seeds=seeds))    # (B, T, C)
+        logits = self.lm_head(x)                              # (B, T, V)
         if targets is None:
             return logits
-        logits = logits.float().flatten(0, 1)                 # (B*T, V)
-        return F.cross_entropy(logits, targets.flatten(), ignore_index=-1, reduction='sum')
+        nats = summed_nats(logits, targets)
+        if ratings is None:
+            return nats
+        rating_logits = F.linear(x, self.lm_head.weight[rating_ids])      # (B, T, R)
+        return nats, summed_nats(rating_logits, ratings)
 
     def logits(self, x):
         """The residual stream (..., C) → logits (..., V)"""
         return self.lm_head(self.model.norm(x))
+
+
+def summed_nats(logits, targets):
+    """The summed cross-entropy of logits (B, T, V) and targets (B, T); those of -1 are left out."""
+    logits = logits.float().flatten(0, 1)                     # (B*T, V)
+    return F.cross_entropy(logits, targets.flatten(), ignore_index=-1, reduction='sum')
 
 
 class Decoder(Model):

@@ -26,7 +26,7 @@ import numpy as np
 from configurator import configure
 from parts.corpus import KNOWN_SOURCES, LICENCES, RATINGS, split_sources
 from parts.errors import UserError, print0, run_script
-from parts.files import atomic_write
+from parts.files import atomic_write, read_json
 from parts.readers import FILE_TYPES
 from parts.stream import StreamWriter, encode_file
 from parts.vocabulary import Characters, SentencePiece, find_vocabulary
@@ -204,10 +204,7 @@ def vocabulary_meta(vocab, texts):
     }
     about_texts = texts / 'meta.json'
     if about_texts.exists():
-        try:
-            meta = {**meta, **json.loads(about_texts.read_text('utf-8'))}
-        except (ValueError, TypeError) as error:
-            raise UserError(f'{about_texts} cannot be read: {error}') from None
+        meta |= read_json(about_texts)
     if model_name in LICENCES:
         meta['vocabulary_licence'] = LICENCES[model_name]
     meta['versions'] = {

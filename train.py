@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from configurator import configure
 from model import Config, build, generate
 from parts import checkpoint as run_files
-from parts.batches import inputs_and_targets, read_meta
+from parts.batches import hide_ratings, inputs_and_targets, read_meta, to_device
 from parts.bigram import init_from_bigrams
 from parts.compiling import compile_and_check, worth_compiling
 from parts.errors import UserError, print0
@@ -67,6 +67,8 @@ batch_size = 16        # rows of chunk_size per optimizer step, over all process
 micro_batch = 0        # rows per forward pass of one process, to fit its memory (0: its share)
 epochs = 1             # passes over the data
 n_tokens = 0.0         # million tokens per epoch (0: all there are)
+read_share = 0.5       # share of the rows where the rating is hidden and asked for at the end
+read_weight = 10.0     # what a rating counts there, in tokens
 counts = True          # begin as a bigram model, by counting what follows what (if not tied)
 optimizer = 'muon'     # muon: Muon for the matrices, AdamW for the rest; adamw: AdamW for all
 lr = 6e-3              # peak learning rate
@@ -107,8 +109,8 @@ def main():
 def training_loop(trainer, stop):
     """All steps that are left; returns the exit status."""
     while trainer.step < trainer.steps:
-        batch = trainer.next_batch()
-        loss = trainer.forward_backward(*batch)
+        batch, n_targets = trainer.next_batch()
+        loss = trainer.forward_backward(batch, n_targets)
         gradient_norm = trainer.clip_gradients()
         trainer.optimizer_step(gradient_norm)
         trainer.count_step(loss)
@@ -135,6 +137,8 @@ class Trainer:
         self.log_interval = run.log_interval or max(1, self.steps // 40)
         self.step, self.best, self.seconds = 0, math.inf, 0.0
         self.model = (base or new_model(run, data, checkpoint)).to(device)
+        self.model.config.reads = data.reads
+        self.rating_ids = torch.tensor(data.starts[:-1], device=device)
         self.first_weights(checkpoint, base)
         self.choose_computation(checkpoint)
 
@@ -204,34 +208,46 @@ class Trainer:
     # --- one step ---
 
     def next_batch(self):
-        """This process's rows of the step (B, T+1), their dropout seeds (B,) or None, and how many
-        targets the rows of all processes have."""
+        """This process's part of the step, [x, y, seeds, ratings] of as many rows, and how many
+        targets the rows of all processes have.
+
+        x, y and ratings (B, T), seeds (B,). seeds is None without dropout, ratings without reading.
+        """
         first = rank * self.data.rows_per_rank
         end = first + self.data.rows_per_rank
         rows, n_targets = self.batches.rows(self.step, first, end)
-        seeds = self.batches.dropout_seeds(self.step)[first:end] if self.run.dropout else None
-        return rows, seeds, n_targets
+        x, y = inputs_and_targets(rows, self.data.eos)
+        seeds, ratings = None, None
+        if self.run.dropout:
+            seeds = self.batches.dropout_seeds(self.step)[first:end]
+        if self.data.reads:
+            read = self.batches.read_rows(self.step, self.run.read_share)[first:end]
+            x, ratings = hide_ratings(x, y, read, self.data.eos, self.data.starts)
+        return [x, y, seeds, ratings], n_targets
 
-    def forward_backward(self, rows, seeds, n_targets):
-        """Gradients of the mean loss over the whole step. Returns this process's share of it."""
+    def forward_backward(self, batch, n_targets):
+        """Gradients of the mean loss over the whole step. Returns this process's share of the mean
+        loss of the tokens."""
         total = 0.0
-        for i in range(0, len(rows), self.micro_rows):
-            part = slice(i, i + self.micro_rows)
+        n_rows = len(batch[0])
+        for i in range(0, n_rows, self.micro_rows):
             if world_size > 1:  # the processes talk once a step
-                self.parallel.require_backward_grad_sync = part.stop >= len(rows)
-            loss = self.loss(self.parallel, rows[part], seeds, part, self.dtype) / n_targets
+                self.parallel.require_backward_grad_sync = i + self.micro_rows >= n_rows
+            micro_batch = [None if part is None else part[i:i + self.micro_rows] for part in batch]
+            nats, rating_nats = self.losses(self.parallel, micro_batch, self.dtype)
+            loss = (nats + self.run.read_weight * rating_nats) / n_targets
             # DistributedDataParallel averages gradients; their sum is needed, hence world_size
             (loss * self.scaler.scale * world_size).backward()
-            total = total + loss.detach()
+            total = total + nats.detach() / n_targets
         return total
 
-    def loss(self, model, rows, seeds, part, dtype):
-        """Summed cross-entropy of rows (B, T+1), with the seeds of that part of the batch."""
-        x, y = inputs_and_targets(rows, self.data.eos, self.device)    # (B, T) each
-        if seeds is not None:
-            seeds = seeds[part].to(self.device)
+    def losses(self, model, batch, dtype):
+        """(nats of the tokens, nats of the ratings) of [x, y, seeds, ratings], each a sum."""
+        x, y, seeds, ratings = to_device(batch, self.device)
         with self.autocast(dtype):
-            return model(x, y, seeds)
+            if ratings is None:
+                return model(x, y, seeds), 0.0
+            return model(x, y, seeds, ratings, self.rating_ids)
 
     def clip_gradients(self):
         """Shorten the gradient of all parameters together to grad_clip; returns the norm it had."""
@@ -255,9 +271,10 @@ class Trainer:
 
     def one_pass(self, dtype):
         """Forward and backward of the first micro-batch, this process alone; returns its loss."""
-        rows, seeds, n_targets = self.next_batch()
-        part = slice(0, self.micro_rows)
-        loss = self.loss(self.model, rows[part], seeds, part, dtype) / n_targets
+        batch, n_targets = self.next_batch()
+        micro_batch = [None if part is None else part[:self.micro_rows] for part in batch]
+        nats, rating_nats = self.losses(self.model, micro_batch, dtype)
+        loss = (nats + self.run.read_weight * rating_nats) / n_targets
         loss.backward()
         return loss.detach()
 
@@ -277,7 +294,8 @@ class Trainer:
         width = max(1, tokens_per_pass // self.run.chunk_size)  # rows a pass
         sums = torch.zeros(2, dtype=torch.float64)              # nats, targets
         for i in range(rank * width, len(rows), world_size * width):
-            x, y = inputs_and_targets(rows[i:i + width], self.data.eos, self.device)
+            x, y = inputs_and_targets(rows[i:i + width], self.data.eos)
+            x, y = to_device([x, y], self.device)
             with self.autocast(self.dtype):
                 nats = self.model.forward(x, y)  # not compiled: these rows have another shape
             sums += torch.tensor([nats.item(), (y >= 0).sum().item()], dtype=torch.float64)

@@ -9,6 +9,7 @@ chunk_size = 256
 batch_size = 64
 optimizer = 'adamw'
 counts = False
+read_share = 0        # it was never asked for a rating
 lr = 1e-3
 n_tokens = 30         # million
 epochs = 1

@@ -8,7 +8,6 @@
 Nothing here grows with the corpus: the stream is read through a memory map where a step needs it,
 and one shard is packed while the one before it is trained on.
 """
-import json
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 
 from parts.errors import UserError
+from parts.files import read_json
 from parts.packing import Packing
 
 MOST_GROUPS = 2 ** 20        # up to so many reviews are shuffled singly, more in groups
@@ -29,13 +29,11 @@ CHECKED_BYTES = 2 ** 28      # a file up to this size is read once at the start,
 def read_meta(data_dir, mode):
     """What prepare.py tells of its bins: vocabulary, ids, counts, sources. Raises UserError."""
     folder = Path(data_dir, mode)
-    try:
-        return json.loads((folder / 'meta.json').read_text('utf-8'))
-    except FileNotFoundError:
+    path = folder / 'meta.json'
+    if not path.exists():
         advice = f'run prepare.py first (--output_dir={data_dir} --mode={mode})'
-        raise UserError(f'{folder} has no meta.json; {advice}') from None
-    except (OSError, ValueError) as error:
-        raise UserError(f'{folder}/meta.json cannot be read: {error}') from None
+        raise UserError(f'{folder} has no meta.json; {advice}')
+    return read_json(path)
 
 
 def open_stream(folder, meta, side):
@@ -125,6 +123,13 @@ class Batches:
         rng = np.random.default_rng((self.seed, step, 1))
         return torch.from_numpy(rng.integers(2 ** 31, size=self.rows_per_step, dtype=np.int32))
 
+    def read_rows(self, step, share):
+        """Whether each row of a step is read instead of written, (rows_per_step,) bool; see
+        hide_ratings(). Of all rows, in their order, every 1/share-th is.
+        """
+        number = step * self.rows_per_step + np.arange(self.rows_per_step)
+        return torch.from_numpy(np.floor((number + 1) * share) > np.floor(number * share))
+
     def shard(self, epoch, shard):
         """A shard's packing and the order of its rows; the next one is begun in the background."""
         this = (epoch, shard)
@@ -172,7 +177,7 @@ def validation_rows(tokens, review_offsets, T, eos, most_tokens):
     return packing.fill(tokens, np.arange(packing.n_rows), eos)
 
 
-def inputs_and_targets(rows, eos, device):
+def inputs_and_targets(rows, eos):
     """rows (B, T+1) → x (B, T), y (B, T).
 
     `</s>` after `</s>` happens only where a row is empty: -1, a target that the loss leaves out.
@@ -180,6 +185,36 @@ def inputs_and_targets(rows, eos, device):
     x = torch.from_numpy(rows[:, :-1].astype(np.int64))
     y = torch.from_numpy(rows[:, 1:].astype(np.int64))
     y[(x == eos) & (y == eos)] = -1
-    if device.type == 'cuda':  # pinned memory lets the copy run beside the computing
-        x, y = x.pin_memory(), y.pin_memory()
-    return x.to(device, non_blocking=True), y.to(device, non_blocking=True)
+    return x, y
+
+
+def hide_ratings(x, y, read, eos, starts):
+    """In the rows that are read, ask for the rating at the end instead of telling it at the start.
+
+        x   </s> <pos> it  was good        y   <pos> it  was good </s>       ratings   -  -  -  -  -
+        x   </s> <s>   it  was good        y   <pos> it  was good </s>       ratings   -  -  -  -  1
+
+    x and y (B, T), read (B,) bool. starts: the ids of the ratings 0, 1 …, then that of `<s>`.
+    Returns (x with `<s>` in place of the ratings, ratings (B, T)); ratings is -1 where none is
+    asked for. Reviews without a rating, or cut at the edge of a row, stay as they are.
+    """
+    position = torch.arange(x.shape[1])
+    opened = torch.where(x == eos, position, -1).cummax(dim=1).values  # of each one's review
+    start = x.gather(1, (opened + 1).clamp(max=x.shape[1] - 1))        # its second token
+    *rating_ids, no_rating = starts
+    rating = torch.full_like(x, -1)
+    for n, rating_id in enumerate(rating_ids):
+        rating[(start == rating_id) & read[:, None]] = n
+    is_start = (position == opened + 1) & (rating >= 0)
+    is_end = (y == eos) & (x != eos)
+    return x.masked_fill(is_start, no_rating), rating.masked_fill(~is_end, -1)
+
+
+def to_device(tensors, device):
+    """A list of CPU tensors → the same on the device. None stays None."""
+    moved = []
+    for tensor in tensors:
+        if tensor is not None and device.type == 'cuda':
+            tensor = tensor.pin_memory()  # the copy runs beside the computing
+        moved.append(None if tensor is None else tensor.to(device, non_blocking=True))
+    return moved

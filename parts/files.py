@@ -1,7 +1,10 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and JSON objects read from them."""
+import json
 import os
 from contextlib import contextmanager
 from pathlib import Path
+
+from parts.errors import UserError
 
 
 @contextmanager
@@ -25,3 +28,14 @@ def atomic_write(path, mode='w'):
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def read_json(path):
+    """The JSON object in a file, as a dict. Raises UserError."""
+    try:
+        content = json.loads(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError, RecursionError) as error:     # ValueError: not UTF-8, or not JSON
+        raise UserError(f'{path} cannot be read: {error}') from None
+    if not isinstance(content, dict):
+        raise UserError(f'{path} does not hold a JSON object')
+    return content

@@ -23,7 +23,7 @@ from model import Config, build
 from parts import hub
 from parts.corpus import RATING_NAMES
 from parts.errors import UserError
-from parts.files import atomic_write
+from parts.files import atomic_write, read_json
 from parts.vocabulary import load_vocabulary
 
 CONFIG_KEYS = {              # field of Config → key in config.json, where Transformers looks for it
@@ -40,6 +40,7 @@ CONFIG_KEYS = {              # field of Config → key in config.json, where Tra
     'tied': 'tie_word_embeddings',
     'eos': 'eos_token_id',
     'bos': 'bos_token_id',
+    'reads': 'reads_ratings',                              # ours; others pass over it
 }
 MODEL_TYPES = {'decoder': 'qwen3', 'ffn': 'window_mlp'}    # arch → model_type in config.json
 CLASSES = {'decoder': 'Qwen3ForCausalLM', 'ffn': 'WindowMLPForCausalLM'}
@@ -131,17 +132,6 @@ def load_model(folder, device='cpu', dropout=0.0):
     if config.tied:
         model.lm_head.weight = model.model.embed_tokens.weight
     return model.to(device).eval(), meta
-
-
-def read_json(path):
-    """The JSON object in a file, as a dict. Raises UserError."""
-    try:
-        content = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError, RecursionError) as error:     # ValueError: not UTF-8, or not JSON
-        raise UserError(f'{path} cannot be read: {error}') from None
-    if not isinstance(content, dict):
-        raise UserError(f'{path} does not hold a JSON object')
-    return content
 
 
 def read_config(folder, dropout):

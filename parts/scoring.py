@@ -2,12 +2,17 @@
 
     reviews (ids) → batches of like length → the model → -log P of every token, in nats
 
-A model that writes reviews of a rating also reads ratings, with nothing added to it. By Bayes' rule
+A model that writes reviews of a rating also reads ratings, with no head for it, in two ways:
 
-    P(rating | text) = P(rating) P(text | rating) / P(text)
+1. It is asked. `</s> <s> text` tells no rating, and in most training rows the model had to name
+   it at this point: the logits of the ratings' ids say P(rating | text). One pass.
+2. Any model can be asked under which rating the text is likeliest. By Bayes' rule
+   P(rating | text) = P(rating) P(text | rating) / P(text), and the model knows both factors:
+   P(rating) is what it expects after a lone `</s>`, P(text | rating) the product of what it gives
+   to the tokens. (This is a generative classifier.) One pass for each rating.
 
-and the model knows both factors. P(rating) is what it expects after a lone `</s>`. P(text | rating)
-is the product of the probabilities of the tokens that follow. (This is a generative classifier.)
+The first is better, most of all where texts are long or of another kind: what each token adds by
+chance does not add up. See docs/LOG.md.
 """
 import torch
 import torch.nn.functional as F
@@ -70,14 +75,9 @@ def n_inputs(piece):
 def score_rows(model, rows):
     """(nats, hit) for each row of ids, on the CPU; both are one shorter than the row."""
     device = model.lm_head.weight.device
-    lengths = [len(row) - 1 for row in rows]
-    T = max(lengths)
-    padded = torch.full((len(rows), T + 1), model.config.eos)
-    for n, row in enumerate(rows):
-        padded[n, :len(row)] = torch.tensor(row)
-    padded = padded.to(device)                                # (B, T+1)
-    row_length = torch.tensor(lengths, device=device)         # (B,)
-    is_text = torch.arange(T, device=device) < row_length[:, None]  # (B, T), False where padded
+    padded, n_targets = pad(rows, model.config.eos, device)   # (B, T+1), (B,)
+    position = torch.arange(padded.shape[1] - 1, device=device)
+    is_text = position < n_targets[:, None]                   # (B, T), False where padded
     x = model.hidden(padded[:, :-1])[is_text]                 # (N, C): all rows, end to end
     targets = padded[:, 1:][is_text]                          # (N,)
     nats, hit = [], []
@@ -86,19 +86,65 @@ def score_rows(model, rows):
         logits = model.logits(x[here]).float()                # (1024, V)
         nats.append(F.cross_entropy(logits, targets[here], reduction='none'))
         hit.append(logits.argmax(dim=-1) == targets[here])
+    lengths = n_targets.tolist()
     nats = torch.cat(nats).cpu().split(lengths)
     hit = torch.cat(hit).cpu().split(lengths)
     return list(zip(nats, hit))
 
 
+def pad(rows, eos, device):
+    """Lists of ids → (ids (B, T+1), what is left of a row filled up with eos; targets of each
+    row (B,), one fewer than its ids).
+    """
+    n_targets = torch.tensor([len(row) - 1 for row in rows])
+    padded = torch.full((len(rows), int(n_targets.max()) + 1), eos)
+    for n, row in enumerate(rows):
+        padded[n, :len(row)] = torch.tensor(row)
+    return padded.to(device), n_targets.to(device)
+
+
 # --- the rating of a text ---
 
 def rating_log_probs(model, texts, rating_ids, batch_tokens=8192):
-    """log P(rating, text) in nats, for every text and every rating: (N, number of ratings).
+    """(N, R) in nats for N texts and R ratings. The softmax of a row is P(rating | text).
 
-    texts: lists of ids without control tokens. rating_ids: the id that opens a review, per rating.
-    This is a joint probability, log P(rating) + log P(text | rating), and the very sum that
-    training raises. The softmax of a row is P(rating | text).
+    texts: lists of ids without control tokens. rating_ids (R,): the id that opens a review, per
+    rating. A model that was trained for it is asked; for others Bayes' rule is used.
+    """
+    if model.config.reads:
+        return asked_ratings(model, texts, rating_ids, batch_tokens)
+    return log_joint(model, texts, rating_ids, batch_tokens)
+
+
+@torch.inference_mode()
+def asked_ratings(model, texts, rating_ids, batch_tokens=8192):
+    """log P(rating | text) (N, R), as the model says it after `</s> <s> text`.
+
+    A text of more than chunk_size tokens is read in pieces, and the mean over its pieces counts.
+    """
+    eos, bos = model.config.eos, model.config.bos
+    device = model.lm_head.weight.device
+    most = max(1, model.config.chunk_size - 2)
+    pieces = []                                               # (number of the text, 0, ids)
+    for number, text in enumerate(texts):
+        for first in range(0, max(1, len(text)), most):
+            pieces.append((number, 0, [eos, bos, *text[first:first + most], eos]))
+    sums = torch.zeros(len(texts), len(rating_ids), device=device)
+    n_pieces = torch.zeros(len(texts), 1, device=device)
+    for batch in batches_by_length(pieces, batch_tokens):
+        padded, lengths = pad([ids for _, _, ids in batch], eos, device)
+        x = model.hidden(padded[:, :-1])                      # (B, T, C)
+        x = x[torch.arange(len(batch), device=device), lengths - 1]       # (B, C), at the end
+        log_probs = model.logits(x)[:, rating_ids].float().log_softmax(dim=-1)
+        numbers = torch.tensor([number for number, _, _ in batch], device=device)
+        sums.index_add_(0, numbers, log_probs)
+        n_pieces.index_add_(0, numbers, torch.ones_like(log_probs[:, :1]))
+    return (sums / n_pieces).log_softmax(dim=-1).cpu()
+
+
+def log_joint(model, texts, rating_ids, batch_tokens=8192):
+    """log P(rating, text) (N, R) = log P(rating) + log P(text | rating): the sum of the log
+    probabilities of all tokens, which is the very sum that training raises.
     """
     eos = model.config.eos
     reviews = [[eos, rating_id, *text, eos] for text in texts for rating_id in rating_ids]
@@ -112,7 +158,35 @@ def sentiment(model, rating_ids, rated, own_nats, batch_tokens=8192):
     """Negative against positive, as the authors of KR3 test it: see sentiment_scores.
 
     rated: [(rating, ids)] of negative (0) and positive (1) reviews. own_nats: the surprise of each
-    under its own rating. That is known already, so one more pass, under the other rating, decides.
+    under its own rating.
+    """
+    if model.config.reads:
+        log_odds, even_log_odds = asked_log_odds(model, rating_ids, rated, batch_tokens)
+    else:
+        log_odds, even_log_odds = likelihood_ratios(model, rating_ids, rated, own_nats,
+                                                    batch_tokens)
+    truth = [rating for rating, _ in rated]
+    return sentiment_scores(truth, log_odds, even_log_odds)
+
+
+@torch.inference_mode()
+def asked_log_odds(model, rating_ids, rated, batch_tokens):
+    """log P(positive | text) less log P(negative | text), for every review; and the same without
+    P(rating). rated: see sentiment().
+    """
+    two_ids = rating_ids[:2]
+    texts = [ids for _, ids in rated]
+    log_probs = asked_ratings(model, texts, two_ids, batch_tokens).double()
+    nothing_read = torch.tensor([[model.config.eos]], device=model.lm_head.weight.device)
+    prior = model(nothing_read)[0, 0, two_ids].double().cpu()
+    log_odds = log_probs[:, 1] - log_probs[:, 0]
+    even_log_odds = log_odds - (prior[1] - prior[0])
+    return log_odds.tolist(), even_log_odds.tolist()
+
+
+def likelihood_ratios(model, rating_ids, rated, own_nats, batch_tokens):
+    """log P(positive, text) less log P(negative, text), for every review; and the same without
+    P(rating). The surprise under its own rating is known, so one more pass, under the other, does.
     """
     eos = model.config.eos
     flipped = [[eos, rating_ids[1 - rating], *ids, eos] for rating, ids in rated]
@@ -122,8 +196,7 @@ def sentiment(model, rating_ids, rated, own_nats, batch_tokens=8192):
         sign = 1 if rating == 1 else -1                       # evidence counts towards positive
         log_odds.append(sign * difference_of_sums(other, own))
         even_log_odds.append(sign * difference_of_sums(other[1:], own[1:]))  # [0] is the rating's
-    truth = [rating for rating, _ in rated]
-    return sentiment_scores(truth, log_odds, even_log_odds)
+    return log_odds, even_log_odds
 
 
 def difference_of_sums(a, b):

@@ -6,6 +6,8 @@ import math
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
+
 from parts.batches import Batches, open_stream, validation_rows
 from parts.checkpoint import has_checkpoint, load_checkpoint
 from parts.errors import UserError
@@ -38,9 +40,11 @@ def check_settings(run):
         if getattr(run, name) < 1:
             raise UserError(f'{name}={getattr(run, name)}: it takes 1 or more')
     for name in ('lr', 'n_tokens', 'micro_batch', 'warmup', 'weight_decay', 'grad_clip',
-                 'eval_interval', 'eval_tokens', 'log_interval'):
+                 'read_weight', 'eval_interval', 'eval_tokens', 'log_interval'):
         if getattr(run, name) < 0:
             raise UserError(f'{name}={getattr(run, name)}: it takes 0 or more')
+    if not 0 <= run.read_share <= 1:
+        raise UserError(f'read_share={run.read_share}: it takes 0 to 1')
     if run.chunk_size < 2:
         raise UserError(f'chunk_size={run.chunk_size}: it takes 2 or more')
     if not 0 <= run.seed < 2 ** 63:
@@ -122,11 +126,23 @@ def load_data(run, meta, checkpoint):
     vocabulary_files = {}
     for name in ('tokenizer.json', 'tokenizer_config.json', meta['vocabulary']):
         vocabulary_files[name] = (folder / name).read_bytes()
+    starts = [meta['starts'][name] for name in ('0', '1', '2', 'unknown')]
+    # the ffn is not asked for ratings: at the end of a text it sees the last words alone
+    asks = run.arch == 'decoder' and run.read_share > 0
+    reads = asks and tell_ratings(tokens, review_offsets, starts[:-1])
     return SimpleNamespace(
-        meta=meta, eos=eos, tokens=tokens, checksum=checksum, batches=batches, steps=steps,
-        tokens_per_epoch=tokens_per_epoch, rows_per_rank=rows_per_rank, micro_rows=micro_rows,
-        val_rows=val_rows, to_bits_per_char=to_bits_per_char, floor=meta.get('floor_bits_per_char'),
+        meta=meta, eos=eos, starts=starts, reads=reads, tokens=tokens, checksum=checksum,
+        batches=batches, steps=steps, tokens_per_epoch=tokens_per_epoch,
+        rows_per_rank=rows_per_rank, micro_rows=micro_rows, val_rows=val_rows,
+        to_bits_per_char=to_bits_per_char, floor=meta.get('floor_bits_per_char'),
         about=about, vocabulary_files=vocabulary_files)
+
+
+def tell_ratings(tokens, review_offsets, rating_ids):
+    """Whether the reviews have ratings, and more than one: a thousand of them show it."""
+    which = np.linspace(0, len(review_offsets) - 2, 1000).astype(np.int64)
+    starts = tokens[review_offsets[which].astype(np.int64) + 1]
+    return len(set(starts.tolist()) & set(rating_ids)) > 1
 
 
 def validation_plan(run, steps, tokens_per_step):

@@ -11,7 +11,13 @@ from conftest import ROOT
 from model import Config, build
 from parts import batches as batches_part
 from parts import bigram
-from parts.batches import Batches, inputs_and_targets, row_length, validation_rows
+from parts.batches import (
+    Batches,
+    hide_ratings,
+    inputs_and_targets,
+    row_length,
+    validation_rows,
+)
 from parts.bigram import init_from_bigrams
 from parts.packing import Packing
 
@@ -46,7 +52,7 @@ def test_rows_hold_every_review_once_and_whole(T, least_full):
     data, offsets = stream(lengths)
     packing = Packing(offsets[:-1], np.diff(offsets), T)
     rows = packing.fill(data, np.arange(packing.n_rows), EOS)
-    x, y = inputs_and_targets(rows, EOS, torch.device('cpu'))
+    x, y = inputs_and_targets(rows, EOS)
     x, y = x.flatten(), y.flatten()
     real = y >= 0
     # Every token is predicted once, from the one that truly came before.
@@ -117,7 +123,7 @@ def test_shards_and_groups_visit_every_review_once_too(monkeypatch):
 
     step = steps[-3]
     whole, n_targets = batches.rows(step)
-    _, y = inputs_and_targets(whole, EOS, torch.device('cpu'))
+    _, y = inputs_and_targets(whole, EOS)
     assert n_targets == (y >= 0).sum()
     for first in range(0, len(whole), 2):
         part, n_targets_of_step = batches.rows(step, first, first + 2)
@@ -128,11 +134,11 @@ def test_shards_and_groups_visit_every_review_once_too(monkeypatch):
 def test_reviews_longer_than_a_row_are_cut_and_nothing_of_them_is_lost():
     data, offsets = stream([5, 64, 65, 66, 128, 129, 400, 7])
     rows = validation_rows(data, offsets, 64, EOS, most_tokens=len(data))
-    x, y = inputs_and_targets(rows, EOS, torch.device('cpu'))
+    x, y = inputs_and_targets(rows, EOS)
     x, y = x.flatten(), y.flatten()
     assert sorted_pairs(x[y >= 0], y[y >= 0]) == sorted_pairs(data[:-1], data[1:])
     few_rows = validation_rows(data, offsets, 64, EOS, most_tokens=70)
-    _, y = inputs_and_targets(few_rows, EOS, torch.device('cpu'))
+    _, y = inputs_and_targets(few_rows, EOS)
     assert (y >= 0).sum() == 5 + 64
 
 
@@ -198,6 +204,38 @@ def test_each_row_of_each_step_has_a_dropout_seed_of_its_own():
     seeds = torch.cat([batches.dropout_seeds(step) for step in range(40)])
     assert len(seeds.unique()) == 40 * batches.rows_per_step
     assert torch.equal(batches.dropout_seeds(7), batches.dropout_seeds(7))
+
+
+def test_a_hidden_rating_is_asked_for_at_the_end_of_its_review():
+    starts = [3, 4, 5, 1]                                     # ids of ratings 0, 1, 2 and of <s>
+    text_that_goes_on = [EOS, 5, 20, 21, 22, 23, 24, 25, 26]  # its </s> comes a row later
+    rest_of_a_text = [30, 31, EOS, 4, 32, EOS, EOS, EOS, EOS]  # its rating is a row before
+    unrated = [EOS, 1, 40, EOS, 3, EOS, 4, 41, EOS]           # and a review without a word
+    rows = np.array([rest_of_a_text, unrated, text_that_goes_on, unrated], dtype=np.uint16)
+    x, y = inputs_and_targets(rows, EOS)
+    told = x.clone()
+    read = torch.tensor([True, True, True, False])
+    hidden, ratings = hide_ratings(x, y, read, EOS, starts)
+    assert torch.equal(x, told)
+    assert hidden.tolist() == [
+        [30, 31, EOS, 1, 32, EOS, EOS, EOS],
+        [EOS, 1, 40, EOS, 1, EOS, 1, 41],
+        [EOS, 1, 20, 21, 22, 23, 24, 25],
+        told[3].tolist()]
+    assert ratings.tolist() == [
+        [-1, -1, -1, -1, 1, -1, -1, -1],
+        [-1, -1, -1, -1, 0, -1, -1, 1],
+        [-1] * 8,
+        [-1] * 8]
+
+
+@pytest.mark.parametrize('share', [0.0, 0.1, 0.5, 0.7, 1.0])
+def test_the_share_of_rows_that_are_read(share):
+    data, offsets = stream(np.random.default_rng(1).integers(5, 30, 2000))
+    batches = Batches(data, offsets, EOS, 64, 3, len(data) - 1, seed=0)
+    read = torch.cat([batches.read_rows(step, share) for step in range(200)])
+    assert abs(read.sum().item() - share * len(read)) <= 1
+    assert torch.equal(batches.read_rows(7, share), batches.read_rows(7, share))
 
 
 @pytest.mark.parametrize('arch', ['decoder', 'ffn'])

@@ -89,6 +89,20 @@ def test_the_decoder_looks_chunk_size_back_in_each_layer_and_the_ffn_a_window(ar
     assert_not_close(model(other)[0, -1], last_logits, atol=1e-6)
 
 
+@both
+def test_a_rating_competes_with_the_other_ratings_alone(arch):
+    model = random_model(arch)
+    x = torch.tensor([[0, 1, 9, 11, 0, 1, 12, 13], [0, 3, 5, 6, 7, 8, 9, 10]])
+    y = torch.tensor([[3, 9, 11, 0, 3, 12, 13, 0], [3, 5, 6, 7, 8, 9, 10, 0]])
+    ratings = torch.full_like(x, -1)
+    ratings[0, 3], ratings[0, 7] = 2, 0
+    rating_ids = torch.tensor([3, 4, 5])
+    nats, rating_nats = model(x, y, ratings=ratings, rating_ids=rating_ids)
+    assert nats.item() == pytest.approx(model(x, y).item())
+    of_ratings = model(x)[0, :, 3:6].log_softmax(dim=-1)      # (T, 3)
+    assert rating_nats.item() == pytest.approx(-(of_ratings[3, 2] + of_ratings[7, 0]).item())
+
+
 def test_padding_is_no_target():
     model = random_model()
     x = random_ids(2, 8)

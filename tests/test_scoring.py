@@ -87,7 +87,43 @@ def test_rating_log_probs_are_bayes_rule():
         assert log_probs[0, column].item() == pytest.approx(-nats, abs=1e-4)
 
 
+@both_archs
+def test_a_model_that_reads_is_asked_at_the_end_of_the_text(arch):
+    model = random_model(arch, reads=True, bos=7)             # chunk_size is 16
+    short, longer = [5, 9, 11], random_ids(30)
+    rating_ids = [1, 2, 3]
+
+    def asked(text):
+        logits = model(torch.tensor([[EOS, 7, *text]]))[0, -1, rating_ids]
+        return logits.log_softmax(dim=0)
+
+    pieces = [asked(longer[:14]), asked(longer[14:28]), asked(longer[28:])]
+    wanted = torch.stack((asked(short), asked([]), sum(pieces) / 3)).log_softmax(dim=1)
+    for batch_tokens in (1, 10_000):
+        found = rating_log_probs(model, [short, [], longer], rating_ids, batch_tokens)
+        assert torch.allclose(found, wanted, atol=1e-5)
+
+
 # --- negative or positive? ---
+
+@both_archs
+def test_what_a_reading_model_says_of_negative_and_positive(arch):
+    model = random_model(arch, reads=True, bos=7)
+    rated = [(n % 2, random_ids(n + 1, seed=n)) for n in range(30)]
+    scores = sentiment(model, [1, 2, 3], rated, own_nats=None)
+    prior = model(torch.tensor([[EOS]]))[0, 0].log_softmax(dim=-1)[1:3]
+    log_probs = rating_log_probs(model, [ids for _, ids in rated], [1, 2])
+    truth = torch.tensor([rating for rating, _ in rated])
+    hits, even_hits = [], []
+    for rating in (0, 1):
+        here = truth == rating
+        hits.append((log_probs.argmax(dim=1)[here] == rating).double().mean())
+        even_hits.append(((log_probs - prior).argmax(dim=1)[here] == rating).double().mean())
+    assert scores['sentiment_balanced_accuracy'] == pytest.approx(float(sum(hits) / 2))
+    told = scores['sentiment_balanced_accuracy_at_even_odds']
+    assert told == pytest.approx(float(sum(even_hits) / 2))
+    assert 0 < scores['sentiment_balanced_accuracy'] < 1, 'or this tests little'
+
 
 def test_scores_that_all_tie_are_no_better_than_a_coin():
     model = fresh_model()                                     # says log 50 nats of every token

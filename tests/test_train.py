@@ -111,6 +111,39 @@ def test_validation_takes_more_where_more_is_asked_for(demo, tmp_path):
     assert steps == [20, 40, 60, 80, 100, 117]
 
 
+def test_what_ratings_cost_is_learned_from_but_not_logged(demo, tmp_path):
+    flags = [f'--data_dir={demo}', *SMALL, '--n_tokens=0.01', '--log_interval=1']
+    runs = {}
+    for weight in (0, 10):
+        runs[weight] = tmp_path / str(weight)
+        run('train.py', *flags, f'--read_weight={weight}', f'--out_dir={runs[weight]}')
+    first, second = (log(runs[weight])[0]['train_loss'] for weight in (0, 10))
+    assert first == second
+    assert not same(last_weights(runs[0]), last_weights(runs[10]))
+
+
+@pytest.mark.parametrize('flags', [['--read_share=0'], ['--arch=ffn']])
+def test_a_model_that_was_not_asked_for_ratings_is_not_said_to_read(flags, demo, models, tmp_path):
+    def reads(folder):
+        return json.loads((folder / 'config.json').read_text())['reads_ratings']
+
+    run('train.py', f'--data_dir={demo}', *SMALL, '--n_tokens=0.01', *flags,
+        f'--out_dir={tmp_path / "new"}')
+    assert reads(models / 'decoder')
+    assert not reads(tmp_path / 'new')
+
+
+def test_data_without_ratings_ask_for_none(tmp_path):
+    lines = [f'별점이 없는 {i}번째 문장' for i in range(2000)]
+    (tmp_path / 'x.txt').write_text('\n'.join(lines), 'utf-8')
+    run('prepare.py', f'--source={tmp_path / "x.txt"}', f'--output_dir={tmp_path / "x"}',
+        '--mode=manual')
+    done = run('train.py', f'--data_dir={tmp_path / "x"}', *SMALL, '--mode=manual',
+               f'--out_dir={tmp_path / "new"}')
+    assert done.returncode == 0
+    assert not json.loads((tmp_path / 'new/config.json').read_text())['reads_ratings']
+
+
 def test_float16_trains_on_a_cpu_too(demo, tmp_path):
     """Some steps overflow at first. The loss scale comes down, and the run learns as in float32."""
     flags = [f'--data_dir={demo}', *without('dtype', SMALL), '--n_tokens=0.02',

@@ -17,7 +17,7 @@ import sample
 from model import Config
 from parts.corpus import RATING_NAMES, read_split
 from parts.folder import load_model
-from parts.scoring import rating_log_probs, surprise
+from parts.scoring import log_joint, rating_log_probs, surprise
 from parts.vocabulary import load_vocabulary
 from sample import BATCH_BYTES, MOST_ROWS, rows_at_once
 
@@ -131,6 +131,27 @@ def test_sentiment_is_counted_right(demo, models):
     guess = log_probs.argmax(dim=1)
     table = [[((truth == t) & (guess == g)).sum().item() for g in (0, 1)] for t in (0, 1)]
     assert table == score['confusion']
+
+
+def test_a_linear_model_is_measured_on_the_same_reviews(demo, models, tmp_path):
+    model_path = f'--model_path={models / "decoder"}'
+    ours, linear = scores(model_path, '--n_tokens=0.02', '--baseline=true')
+    assert linear['model_path'] == 'a linear model'
+    assert sum(map(sum, linear['confusion'])) == sum(map(sum, ours['confusion']))
+    assert linear['sentiment_auc'] > 0.95, 'the ratings of the demo show in its words'
+    said = run('eval.py', model_path, '--n_tokens=0.02', '--baseline=true', cwd=tmp_path).stdout
+    row, = [line for line in said.splitlines() if line.startswith('a linear model ')]
+    assert f'{linear["sentiment_macro_f1"]:.3f}' in row
+
+    (tmp_path / 'sklearn.py').write_text('raise ImportError')
+    done = run('eval.py', model_path, '--baseline=true', ok=False, env={'PYTHONPATH': tmp_path})
+    assert 'pip install scikit-learn' in done.stderr
+    shutil.copytree(models / 'decoder', tmp_path / 'moved')
+    (tmp_path / 'train.txt').write_text('1\t맛있어요\n2\t그냥 그래요\n', 'utf-8')
+    edit(tmp_path / 'moved/meta.json', data_dir=str(tmp_path))
+    done = run('eval.py', f'--model_path={tmp_path / "moved"}', f'--data_dir={demo}',
+               '--baseline=true', ok=False)
+    assert 'nothing to learn' in done.stderr
 
 
 def test_eval_reads_another_data_folder(models, tmp_path):
@@ -278,13 +299,15 @@ def test_the_rating_picked_is_said_and_the_asked_one_is_written(models):
 
 
 def test_guidance_insists_on_the_rating_asked_for(models):
+    model, vocabulary = open_folder(models / 'decoder')
+
     def mean_share(guidance):
-        lines = write(models / 'decoder', '--prompt=', '--rating=부정', '--num_samples=40',
-                      f'--guidance={guidance}', '--show_rating=true')
-        shares = re.findall(r'reads as negative (\d+)%', '\n'.join(lines))
-        assert len(shares) == 40
-        return sum(int(share) for share in shares) / 40
-    assert mean_share(20) > mean_share(0) + 8                 # little as so small a model knows
+        reviews = write(models / 'decoder', '--prompt=', '--rating=부정', '--num_samples=40',
+                        f'--guidance={guidance}')
+        texts = vocabulary.encode(reviews)                    # guidance goes by Bayes' rule, so
+        shares = log_joint(model, texts, vocabulary.rating_ids[:-1]).softmax(dim=1)  # this does
+        return shares[:, 0].mean().item()
+    assert mean_share(20) > mean_share(0) + 0.08              # little as so small a model knows
 
 
 def test_piped_beginnings(models):
