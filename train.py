@@ -67,7 +67,7 @@ batch_size = 16        # rows of chunk_size per optimizer step, over all process
 micro_batch = 0        # rows per forward pass of one process, to fit its memory (0: its share)
 epochs = 1             # passes over the data
 n_tokens = 0.0         # million tokens per epoch (0: all there are)
-read_share = 0.5       # share of the rows where the rating is hidden and asked for at the end
+read_share = 0.7       # share of the rows where the rating is hidden and asked for at the end
 read_weight = 10.0     # what a rating counts there, in tokens
 counts = True          # begin as a bigram model, by counting what follows what (if not tied)
 optimizer = 'muon'     # muon: Muon for the matrices, AdamW for the rest; adamw: AdamW for all
@@ -234,20 +234,24 @@ class Trainer:
             if world_size > 1:  # the processes talk once a step
                 self.parallel.require_backward_grad_sync = i + self.micro_rows >= n_rows
             micro_batch = [None if part is None else part[i:i + self.micro_rows] for part in batch]
-            nats, rating_nats = self.losses(self.parallel, micro_batch, self.dtype)
-            loss = (nats + self.run.read_weight * rating_nats) / n_targets
+            nats, loss = self.losses(self.parallel, micro_batch, self.dtype)
             # DistributedDataParallel averages gradients; their sum is needed, hence world_size
-            (loss * self.scaler.scale * world_size).backward()
+            (loss / n_targets * self.scaler.scale * world_size).backward()
             total = total + nats.detach() / n_targets
         return total
 
     def losses(self, model, batch, dtype):
-        """(nats of the tokens, nats of the ratings) of [x, y, seeds, ratings], each a sum."""
+        """(nats of the tokens, what to learn from: the same and the ratings' nats), each a sum.
+
+        batch: [x, y, seeds, ratings], see next_batch().
+        """
         x, y, seeds, ratings = to_device(batch, self.device)
         with self.autocast(dtype):
             if ratings is None:
-                return model(x, y, seeds), 0.0
-            return model(x, y, seeds, ratings, self.rating_ids)
+                nats = model(x, y, seeds)
+                return nats, nats
+            nats, rating_nats = model(x, y, seeds, ratings, self.rating_ids)
+            return nats, nats + self.run.read_weight * rating_nats
 
     def clip_gradients(self):
         """Shorten the gradient of all parameters together to grad_clip; returns the norm it had."""
@@ -273,8 +277,8 @@ class Trainer:
         """Forward and backward of the first micro-batch, this process alone; returns its loss."""
         batch, n_targets = self.next_batch()
         micro_batch = [None if part is None else part[:self.micro_rows] for part in batch]
-        nats, rating_nats = self.losses(self.model, micro_batch, dtype)
-        loss = (nats + self.run.read_weight * rating_nats) / n_targets
+        _, loss = self.losses(self.model, micro_batch, dtype)
+        loss = loss / n_targets
         loss.backward()
         return loss.detach()
 

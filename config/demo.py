@@ -7,5 +7,6 @@ chunk_size = 64       # demo reviews are some 24 tokens
 batch_size = 32
 lr = 8e-3             # small models like larger steps
 n_tokens = 1.8        # million, of 2.2: enough
+read_share = 0        # the grammar's ratings are read without a mistake by likelihood
 eval_interval = 220
 eval_tokens = 0.05

@@ -126,10 +126,11 @@ def load_data(run, meta, checkpoint):
     vocabulary_files = {}
     for name in ('tokenizer.json', 'tokenizer_config.json', meta['vocabulary']):
         vocabulary_files[name] = (folder / name).read_bytes()
-    starts = [meta['starts'][name] for name in ('0', '1', '2', 'unknown')]
+    rating_ids = [start for name, start in meta['starts'].items() if name != 'unknown']
+    starts = [*rating_ids, meta['starts']['unknown']]
     # the ffn is not asked for ratings: at the end of a text it sees the last words alone
     asks = run.arch == 'decoder' and run.read_share > 0
-    reads = asks and tell_ratings(tokens, review_offsets, starts[:-1])
+    reads = asks and tell_ratings(tokens, review_offsets, rating_ids)
     return SimpleNamespace(
         meta=meta, eos=eos, starts=starts, reads=reads, tokens=tokens, checksum=checksum,
         batches=batches, steps=steps, tokens_per_epoch=tokens_per_epoch,
