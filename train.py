@@ -71,6 +71,7 @@ counts = True          # begin as a bigram model, by counting what follows what 
 optimizer = 'muon'     # muon: Muon for the matrices, AdamW for the rest; adamw: AdamW for all
 lr = 6e-3              # peak learning rate
 weight_decay = 0.1     # pull of the weights towards zero, per step and unit of learning rate
+table_decay = 0.0      # what embedding and head forget in an epoch; 1 where data come back often
 warmup = 0             # steps of rising learning rate (0: a fiftieth of the run)
 grad_clip = 1.0        # longest gradient allowed (0: any)
 eval_interval = 0      # steps between validations, each saving the state (0: some ten a run)
@@ -139,7 +140,8 @@ class Trainer:
         self.choose_computation(checkpoint)
 
         self.optimizers = make_optimizers(self.model, run.optimizer, run.lr, run.weight_decay,
-                                          self.dtype, self.warm_start)
+                                          self.dtype, self.warm_start,
+                                          run.table_decay / self.batches.steps_per_epoch)
         self.scaler = LossScaler(self.dtype)
         if checkpoint:
             load_optimizer_states(self.optimizers, checkpoint['optimizers'])
