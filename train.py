@@ -49,11 +49,13 @@ from parts.runtime import (
     world_size,
 )
 from parts.setup import NOT_KEPT, fine_tuned_model, load_data, settings_and_checkpoint
+from parts.teachers import open_teachers, taught, taught_loss
 
 data_dir = 'data/kr3'  # what prepare.py wrote
 out_dir = 'out/kr3'    # where the model folder, the state and the log go
 mode = 'tokenizer'     # which of data_dir's vocabularies: tokenizer or manual
 init_from = 'scratch'  # scratch; resume the run in out_dir; a model folder or Hub name to fine-tune
+teachers = ''          # model folders, with commas between: learn also from what they say together
 arch = 'decoder'       # decoder: attention; ffn: an MLP over the last `window` tokens
 d_model = 256          # width of the model
 d_ffn = 0              # width inside its MLPs (0: 8/3 of d_model, in 64s)
@@ -137,6 +139,7 @@ class Trainer:
         self.step, self.best, self.seconds = 0, math.inf, 0.0
         self.model = (base or new_model(run, data, checkpoint)).to(device)
         self.first_weights(checkpoint, base)
+        self.teachers = open_teachers(run.teachers, Path(run.data_dir, run.mode), device)
         self.choose_computation(checkpoint)
 
         self.optimizers = make_optimizers(self.model, run.optimizer, run.lr, run.weight_decay,
@@ -233,6 +236,8 @@ class Trainer:
         if seeds is not None:
             seeds = seeds[part].to(self.device)
         with self.autocast(dtype):
+            if self.teachers:
+                return taught_loss(model(x, seeds=seeds), y, taught(self.teachers, x))
             return model(x, y, seeds)
 
     def clip_gradients(self):
