@@ -3,9 +3,9 @@
     folders → teachers → the mean of their logits (B, T, V) → a part of each target
 
 Models that began from other seeds err in other places. Together they err less than any of them, and
-a model that learns from all of them keeps much of it: knowledge distillation (Hinton et al. 2015,
-arXiv:1503.02531). It pays where data come back: what one teacher has learned by heart, the others
-do not confirm (Kim et al. 2025, arXiv:2509.14786). Figures are in docs/LOG.md.
+a model that learns from all of them keeps what they know: knowledge distillation (Hinton et al.
+2015, arXiv:1503.02531). It pays where computing is cheap and data are few (Kim et al. 2025,
+arXiv:2509.14786). Figures are in docs/LOG.md.
 """
 from pathlib import Path
 
