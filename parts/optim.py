@@ -82,8 +82,8 @@ def make_optimizers(model, optimizer, lr, weight_decay, dtype, warm_start, table
     are not in a batch at all: rows are learned one by one, and AdamW does that.
 
     table_decay: the share of embedding and head that a step at the peak rate takes away. Where data
-    come back, the tables are the first to learn them by heart. What counts is then how far back a
-    weight remembers, in epochs and not in steps (Wang & Aitchison 2024, arXiv:2405.13698). AdamW
+    come back, it is worth more than any on the matrices (docs/LOG.md). What counts is how far back
+    a weight remembers, in epochs and not in steps (Wang & Aitchison 2024, arXiv:2405.13698). AdamW
     alone treats tables as it treats matrices.
     """
     embedding, head = model.model.embed_tokens.weight, model.lm_head.weight
