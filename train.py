@@ -20,7 +20,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from configurator import configure
-from model import Config, build, generate
+from model import Config, build, generate, summed_nats
 from parts import checkpoint as run_files
 from parts.batches import hide_ratings, inputs_and_targets, read_meta, to_device
 from parts.bigram import init_from_bigrams
@@ -49,11 +49,13 @@ from parts.runtime import (
     world_size,
 )
 from parts.setup import NOT_KEPT, fine_tuned_model, load_data, settings_and_checkpoint
+from parts.teachers import open_teachers, taught, taught_losses
 
 data_dir = 'data/kr3'  # what prepare.py wrote
 out_dir = 'out/kr3'    # where the model folder, the state and the log go
 mode = 'tokenizer'     # which of data_dir's vocabularies: tokenizer or manual
 init_from = 'scratch'  # scratch; resume the run in out_dir; a model folder or Hub name to fine-tune
+teachers = ''          # model folders, with commas between: learn also from what they say together
 arch = 'decoder'       # decoder: attention; ffn: an MLP over the last `window` tokens
 d_model = 256          # width of the model
 d_ffn = 0              # width inside its MLPs (0: 8/3 of d_model, in 64s)
@@ -73,6 +75,7 @@ counts = True          # begin as a bigram model, by counting what follows what 
 optimizer = 'muon'     # muon: Muon for the matrices, AdamW for the rest; adamw: AdamW for all
 lr = 6e-3              # peak learning rate
 weight_decay = 0.1     # pull of the weights towards zero, per step and unit of learning rate
+table_decay = 0.0      # what embedding and head forget in an epoch; 1 where data come back often
 warmup = 0             # steps of rising learning rate (0: a fiftieth of the run)
 grad_clip = 1.0        # longest gradient allowed (0: any)
 eval_interval = 0      # steps between validations, each saving the state (0: some ten a run)
@@ -140,10 +143,12 @@ class Trainer:
         self.model.config.reads = data.reads
         self.rating_ids = torch.tensor(data.starts[:-1], device=device)
         self.first_weights(checkpoint, base)
+        self.teachers = open_teachers(run.teachers, Path(run.data_dir, run.mode), device)
         self.choose_computation(checkpoint)
 
         self.optimizers = make_optimizers(self.model, run.optimizer, run.lr, run.weight_decay,
-                                          self.dtype, self.warm_start)
+                                          self.dtype, self.warm_start,
+                                          run.table_decay / self.batches.steps_per_epoch)
         self.scaler = LossScaler(self.dtype)
         if checkpoint:
             load_optimizer_states(self.optimizers, checkpoint['optimizers'])
@@ -247,6 +252,13 @@ class Trainer:
         """
         x, y, seeds, ratings = to_device(batch, self.device)
         with self.autocast(dtype):
+            if self.teachers:
+                logits = model(x, seeds=seeds)                # (B, T, V)
+                nats, loss = taught_losses(logits, y, taught(self.teachers, x))
+                if ratings is not None:
+                    rating_nats = summed_nats(logits[..., self.rating_ids], ratings)
+                    loss = loss + self.run.read_weight * rating_nats
+                return nats, loss
             if ratings is None:
                 nats = model(x, y, seeds)
                 return nats, nats

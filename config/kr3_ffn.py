@@ -8,3 +8,4 @@ n_layers = 8
 batch_size = 64
 epochs = 8
 dropout = 0.1
+table_decay = 1

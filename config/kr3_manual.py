@@ -9,3 +9,4 @@ chunk_size = 512
 batch_size = 32
 epochs = 8
 dropout = 0.1
+table_decay = 1

@@ -74,12 +74,17 @@ def orthogonalize(x, dtype):
     return (x.mT if tall else x).float()
 
 
-def make_optimizers(model, optimizer, lr, weight_decay, dtype, warm_start):
+def make_optimizers(model, optimizer, lr, weight_decay, dtype, warm_start, table_decay=0.0):
     """[optimizer, …]: every parameter is in one group, and learns at lr * group['lr_mult'].
 
     warm_start: embedding and head hold what was counted or trained before. Muon is for matrices
     that mix directions. A row of the embedding or the head belongs to one token, and most tokens
     are not in a batch at all: rows are learned one by one, and AdamW does that.
+
+    table_decay: the share of embedding and head that a step at the peak rate takes away. Where data
+    come back, it is worth more than any on the matrices (docs/LOG.md). What counts is how far back
+    a weight remembers, in epochs and not in steps (Wang & Aitchison 2024, arXiv:2405.13698). AdamW
+    alone treats tables as it treats matrices.
     """
     embedding, head = model.model.embed_tokens.weight, model.lm_head.weight
     tied = model.config.tied
@@ -98,6 +103,8 @@ def make_optimizers(model, optimizer, lr, weight_decay, dtype, warm_start):
     groups = [dict(params=[embedding], lr_mult=EMBED_LR_MULT[begun])]
     if not tied:
         groups.append(dict(params=[head], lr_mult=HEAD_LR_MULT[begun]))
+    for group in groups:  # AdamW multiplies it by the group's rate
+        group['weight_decay'] = table_decay / (lr * group['lr_mult']) if lr else 0.0
     groups.append(dict(params=gains, lr_mult=1.0))
     muon = Muon(matrices, lr, weight_decay, dtype)
     for group in muon.param_groups:

@@ -39,8 +39,8 @@ def check_settings(run):
     for name in ('batch_size', 'epochs'):
         if getattr(run, name) < 1:
             raise UserError(f'{name}={getattr(run, name)}: it takes 1 or more')
-    for name in ('lr', 'n_tokens', 'micro_batch', 'warmup', 'weight_decay', 'grad_clip',
-                 'read_weight', 'eval_interval', 'eval_tokens', 'log_interval'):
+    for name in ('lr', 'n_tokens', 'micro_batch', 'warmup', 'weight_decay', 'table_decay',
+                 'grad_clip', 'read_weight', 'eval_interval', 'eval_tokens', 'log_interval'):
         if getattr(run, name) < 0:
             raise UserError(f'{name}={getattr(run, name)}: it takes 0 or more')
     if not 0 <= run.read_share <= 1:

@@ -80,6 +80,27 @@ def test_a_resumed_group_keeps_its_share_of_the_rate(optimizer, tied):
     assert rates == [1e-3 * lr_mult for lr_mult in lr_mults]
 
 
+@pytest.mark.parametrize('lr, steps', [(1e-2, 50), (1e-4, 500)])
+@pytest.mark.parametrize('warm_start', [False, True])
+@pytest.mark.parametrize('tied', [False, True])
+def test_in_an_epoch_the_tables_forget_the_same_whatever_the_rates_and_steps(lr, steps, warm_start,
+                                                                             tied):
+    model = build(Config(vocab_size=50, d_model=32, nhead=2, n_layers=2, tied=tied))
+    tables = {'model.embed_tokens.weight', 'lm_head.weight'}
+    for p in model.parameters():
+        torch.nn.init.ones_(p)
+        p.grad = torch.zeros_like(p)
+    optimizers = make_optimizers(model, 'muon', lr, 0.0, torch.float32, warm_start,
+                                 table_decay=1 / steps)
+    set_learning_rate(optimizers, lr)
+    for _ in range(steps):
+        for optimizer in optimizers:
+            optimizer.step()
+    for name, p in model.named_parameters():
+        left = math.exp(-1) if name in tables else 1
+        assert p.detach().mean().item() == pytest.approx(left, rel=0.02), name
+
+
 def test_an_unknown_optimizer_is_refused():
     model = build(Config(vocab_size=50, d_model=32, nhead=2, n_layers=1))
     with pytest.raises(UserError, match="'muon' or 'adamw'"):

@@ -10,8 +10,10 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, SMALL, last_weights, log, run, same
+from conftest import ROOT, SMALL, last_weights, log, random_model, run, same
 from safetensors.torch import load_file
+
+from parts.teachers import SHARE, taught, taught_losses
 
 
 def without(name, flags):
@@ -155,6 +157,54 @@ def test_float16_trains_on_a_cpu_too(demo, tmp_path):
     assert losses['float16'] == pytest.approx(losses['float32'], rel=0.02)
     state = torch.load(tmp_path / 'float16/state.pt', weights_only=True)
     assert 0 < state['scaler']['scale'] <= 2 ** 16
+
+
+# --- taught by other models ---
+
+def test_what_teachers_say_is_a_part_of_each_target():
+    torch.manual_seed(0)
+    logits = torch.randn(2, 3, 5, requires_grad=True)
+    probabilities = torch.randn(2, 3, 5).softmax(dim=-1)
+    targets = torch.tensor([[1, 2, -1], [4, 0, 0]])
+    nats, loss = taught_losses(logits, targets, probabilities)
+    loss.backward()
+    of_text = torch.nn.functional.cross_entropy(logits.mT, targets, ignore_index=-1,
+                                                reduction='sum')
+    assert nats.item() == pytest.approx(of_text.item())
+    text = torch.nn.functional.one_hot(targets.clamp(min=0), 5)
+    mixed = (1 - SHARE) * text + SHARE * probabilities
+    toward = (logits.detach().softmax(dim=-1) - mixed) * (targets >= 0)[..., None]
+    assert torch.allclose(logits.grad, toward, atol=1e-6)
+
+
+def test_teachers_that_say_the_same_are_one():
+    teacher = random_model()
+    x = torch.randint(50, (2, 16))
+    one, three = taught([teacher], x), taught([teacher] * 3, x)
+    assert torch.allclose(one, teacher(x).softmax(dim=-1), atol=1e-6)
+    assert torch.allclose(one, three, atol=1e-6)
+    assert not one.requires_grad
+
+
+def test_a_taught_run_goes_on_and_is_divided_as_any(demo, models, tmp_path):
+    flags = [f'--data_dir={demo}', *SMALL, f'--teachers={models / "decoder"},{models / "ffn"}',
+             '--n_tokens=0.01', '--dropout=0.1', '--lr=1e-3', '--table_decay=1', '--epochs=2',
+             '--eval_interval=10', '--log_interval=1']
+    one, two, resumed = tmp_path / 'one', tmp_path / 'two', tmp_path / 'resumed'
+    run('train.py', *flags, f'--out_dir={one}')
+    train_on_machines(1, 2, *flags, '--micro_batch=2', f'--out_dir={two}')
+    for a, b in zip(log(one), log(two), strict=True):
+        assert float(a['train_loss']) == pytest.approx(float(b['train_loss']), rel=1e-3)
+    resumed.mkdir()
+    shutil.copy(one / 'state.before.pt', resumed / 'state.pt')
+    run('train.py', '--init_from=resume', f'--out_dir={resumed}')
+    assert same(last_weights(one), last_weights(resumed))
+
+
+def test_a_teacher_of_another_vocabulary_is_refused(demo, models, tmp_path):
+    done = run('train.py', f'--data_dir={demo}', *SMALL, f'--out_dir={tmp_path / "new"}',
+               f'--teachers={models / "decoder"},{models / "manual"}', ok=False)
+    assert 'cannot be a teacher' in done.stderr
 
 
 # --- several processes ---
