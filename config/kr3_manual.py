@@ -10,3 +10,4 @@ batch_size = 32
 epochs = 8
 dropout = 0.1
 table_decay = 1
+read_share = 0.5      # eight epochs ask for each rating some four times; 0.7 costs more bits
