@@ -371,7 +371,7 @@ After {meta['tokens']:,} tokens ({meta['step']:,} steps): {meta['val_loss']:.4f}
 {meta['bits_per_char']:.4f} bits per character on held-out reviews.
 """
     if config.arch == 'decoder':
-        card += card_example(meta)
+        card += card_example(meta, config.reads)
     return card
 
 
@@ -403,8 +403,10 @@ def source_rows(meta):
     return rows
 
 
-def card_example(meta):
-    """The section of the card that shows how to write a review with Transformers."""
+def card_example(meta, reads):
+    """The section of the card that shows how to write a review with Transformers, and where the
+    model reads, how to ask it for a rating.
+    """
     starts = meta['starts']            # rating → the id that opens a review of it
     ratings = []
     for n, (english, _) in enumerate(RATING_NAMES):
@@ -412,6 +414,16 @@ def card_example(meta):
             raise UserError(f'the data knows no rating {n} ({english}); run prepare.py again')
         ratings.append(f'{english} {starts[str(n)]}')
     ratings.append(f'unknown {starts["unknown"]}')
+    reading = ''
+    if reads:
+        rating_ids = [starts[str(n)] for n in range(len(RATING_NAMES))]
+        names = ', '.join(english for english, _ in RATING_NAMES)
+        reading = f"""
+review = tokenizer.encode("다시는 안 가요", add_special_tokens=False)
+ids = torch.tensor([[{meta['eos']}, {starts['unknown']}, *review]])  # its rating is hidden
+logits = model(ids).logits[0, -1, {rating_ids}]
+print(logits.softmax(dim=0).tolist())  # {names}
+"""
     return f"""
 ## Use
 
@@ -427,5 +439,5 @@ text = tokenizer.encode("김치찌개가", add_special_tokens=False)
 ids = torch.tensor([[{meta['eos']}, rating, *text]])
 written = model.generate(ids, max_new_tokens=100, do_sample=True)
 print(tokenizer.decode(written[0], skip_special_tokens=True))
-```
+{reading}```
 """

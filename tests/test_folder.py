@@ -17,6 +17,7 @@ from model import generate
 from parts.corpus import read_split
 from parts.errors import UserError
 from parts.folder import check_flags, find_model_folder, load_model, open_model, save_model
+from parts.scoring import rating_log_probs
 from parts.vocabulary import load_vocabulary
 
 EOS = 0
@@ -173,6 +174,11 @@ def test_the_card_tells_the_truth_and_its_example_runs(models):
                           text=True, encoding='utf-8')
     assert done.returncode == 0, done.stderr[-1000:]
     assert done.stdout.startswith('김치찌개가')
+    model, _ = load_model(folder)
+    vocabulary = load_vocabulary(folder)
+    texts = vocabulary.encode(['다시는 안 가요'])
+    shares = rating_log_probs(model, texts, vocabulary.rating_ids[:-1]).exp()[0]
+    assert json.loads(done.stdout.splitlines()[-1]) == pytest.approx(shares.tolist(), rel=1e-3)
 
 
 # --- fine-tuning ---
