@@ -19,7 +19,7 @@ from parts.corpus import clean, read_split
 from parts.errors import UserError
 from parts.folder import load_model
 from parts.page import round_rows, write_page
-from parts.scoring import rating_log_probs, surprise
+from parts.scoring import log_joint, surprise
 from parts.vocabulary import HubTokenizer, load_vocabulary
 
 CHROMIUM = [shutil.which(name) for name in ('chromium', 'chromium-browser', 'google-chrome')]
@@ -316,7 +316,7 @@ def test_texts_have_the_same_ids_and_ids_the_same_text(browser, models, tmp_path
 # --- a visit ---
 
 @needs_chromium
-def test_a_typed_sentence_is_read_as_eval_reads_it(browser, decoder, tmp_path):
+def test_a_typed_sentence_is_rated_by_likelihood(browser, decoder, tmp_path):
     model, meta, vocabulary = decoder
     open_page(browser, tmp_path / 'page.html', model, meta, vocabulary, weights='float32')
     text = '김치찌개가 너무 짰고 서비스도 불친절했어요.'
@@ -324,7 +324,7 @@ def test_a_typed_sentence_is_read_as_eval_reads_it(browser, decoder, tmp_path):
     browser.wait(f"tokens.at(-1).written === '{text}'")
     ids = vocabulary.encode([text])
     with torch.inference_mode():
-        probs = rating_log_probs(model, ids, vocabulary.rating_ids[:-1]).softmax(1)[0].tolist()
+        probs = log_joint(model, ids, vocabulary.rating_ids[:-1]).softmax(dim=1)[0].tolist()
     negative, positive, ambiguous = (f'{100 * p:.{1 if p < 0.0995 else 0}f}%' for p in probs)
     assert browser.run("return $('verdict').textContent").endswith(
         f'부정 negative {negative}, 긍정 positive {positive}, 보통 ambiguous {ambiguous}')
