@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from configurator import configure
 from model import Config, build, generate, summed_nats
 from parts import checkpoint as run_files
-from parts.batches import hide_ratings, inputs_and_targets, read_meta, to_device
+from parts.batches import hide_ratings, inputs_and_targets, read_meta, slice_rows, to_device
 from parts.bigram import init_from_bigrams
 from parts.compiling import compile_and_check, worth_compiling
 from parts.errors import UserError, print0
@@ -226,7 +226,7 @@ class Trainer:
         if self.run.dropout:
             seeds = self.batches.dropout_seeds(self.step)[first:end]
         if self.data.reads:
-            read = self.batches.read_rows(self.step, self.run.read_share)[first:end]
+            read = self.batches.rows_to_read(self.step, self.run.read_share)[first:end]
             x, ratings = hide_ratings(x, y, read, self.data.eos, self.data.starts)
         return [x, y, seeds, ratings], n_targets
 
@@ -238,7 +238,7 @@ class Trainer:
         for i in range(0, n_rows, self.micro_rows):
             if world_size > 1:  # the processes talk once a step
                 self.parallel.require_backward_grad_sync = i + self.micro_rows >= n_rows
-            micro_batch = [None if part is None else part[i:i + self.micro_rows] for part in batch]
+            micro_batch = slice_rows(batch, i, i + self.micro_rows)
             nats, loss = self.losses(self.parallel, micro_batch, self.dtype)
             # DistributedDataParallel averages gradients; their sum is needed, hence world_size
             (loss / n_targets * self.scaler.scale * world_size).backward()
@@ -288,8 +288,7 @@ class Trainer:
     def one_pass(self, dtype):
         """Forward and backward of the first micro-batch, this process alone; returns its loss."""
         batch, n_targets = self.next_batch()
-        micro_batch = [None if part is None else part[:self.micro_rows] for part in batch]
-        _, loss = self.losses(self.model, micro_batch, dtype)
+        _, loss = self.losses(self.model, slice_rows(batch, 0, self.micro_rows), dtype)
         loss = loss / n_targets
         loss.backward()
         return loss.detach()

@@ -123,7 +123,7 @@ class Batches:
         rng = np.random.default_rng((self.seed, step, 1))
         return torch.from_numpy(rng.integers(2 ** 31, size=self.rows_per_step, dtype=np.int32))
 
-    def read_rows(self, step, share):
+    def rows_to_read(self, step, share):
         """Whether each row of a step is read instead of written, (rows_per_step,) bool; see
         hide_ratings(). Of all rows, in their order, every 1/share-th is.
         """
@@ -208,6 +208,11 @@ def hide_ratings(x, y, read, eos, starts):
     is_start = (position == opened + 1) & (rating >= 0)
     is_end = (y == eos) & (x != eos)
     return x.masked_fill(is_start, no_rating), rating.masked_fill(~is_end, -1)
+
+
+def slice_rows(tensors, first, end):
+    """The rows [first, end) of each tensor of a list. None stays None."""
+    return [None if tensor is None else tensor[first:end] for tensor in tensors]
 
 
 def to_device(tensors, device):

@@ -233,9 +233,9 @@ def test_a_hidden_rating_is_asked_for_at_the_end_of_its_review():
 def test_the_share_of_rows_that_are_read(share):
     data, offsets = stream(np.random.default_rng(1).integers(5, 30, 2000))
     batches = Batches(data, offsets, EOS, 64, 3, len(data) - 1, seed=0)
-    read = torch.cat([batches.read_rows(step, share) for step in range(200)])
+    read = torch.cat([batches.rows_to_read(step, share) for step in range(200)])
     assert abs(read.sum().item() - share * len(read)) <= 1
-    assert torch.equal(batches.read_rows(7, share), batches.read_rows(7, share))
+    assert torch.equal(batches.rows_to_read(7, share), batches.rows_to_read(7, share))
 
 
 @pytest.mark.parametrize('arch', ['decoder', 'ffn'])
