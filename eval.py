@@ -1,6 +1,6 @@
 """How good is a model? Loss, perplexity, bits per character, accuracy and sentiment.
 
-    python eval.py                                     the newest model, on the data it learned from
+    python eval.py                                     the newest model, on held-out reviews
     python eval.py --model_path=out/kr3,out/kr3_ffn    several models in one table
     python eval.py --data_dir=data/hate_speech         the same model, another text
     python eval.py --baseline=true                     # and is it better than a linear model?
@@ -43,7 +43,7 @@ data_dir = ''              # whose validation.txt to read ('': of the data it wa
 n_tokens = 0.0             # million tokens to read in all (0: the whole of validation.txt)
 text = ''                  # rate this sentence instead (-: every line of the standard input)
 baseline = False           # also rate with a linear model over letters; needs scikit-learn
-json = False               # print one JSON object for each model instead of the table
+json = False               # print one JSON object for each model, or sentence, instead
 batch_size = 16            # rows of chunk_size tokens read at once; on a GPU more is faster
 arch = ''                  # decoder or ffn; refused if the model folder says otherwise
 mode = ''                  # tokenizer or manual; likewise

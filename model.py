@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 
 @dataclass
@@ -116,9 +117,7 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(D, config.eps)
 
     def forward(self, x, rope, mask, cache=None):
-        """x (B, T, C) → (B, T, C). mask (B, 1, T, T) is True where a query may look at a key; None:
-        it may look at all.
-        """
+        """x (B, T, C) → (B, T, C). mask: of Decoder.mask(); None: a query may look at all keys."""
         B, T, _ = x.shape
         H, K, D = self.config.nhead, self.config.nkv, self.config.head_dim
         q = self.q_proj(x).view(B, T, H, D)
@@ -136,9 +135,12 @@ class Attention(nn.Module):
 
 
 def attend(q, k, v, mask):
-    """softmax(q kᵀ / √D) v of every head. q (B, H, T, D), k and v (B, H, S, D), mask (B, 1, T, S)
-    or None → (B, H, T, D)
+    """softmax(q kᵀ / √D) v of every head. q (B, H, T, D), k and v (B, H, S, D), mask (B, 1, T, S),
+    a BlockMask or None → (B, H, T, D)
     """
+    if mask is not None and not torch.is_tensor(mask):
+        # torch 2.11 does not cast inside, and the rotation left q and k in float32
+        return flex_attention(q.to(v.dtype), k.to(v.dtype), v, block_mask=mask)
     if mask is None or q.device.type != 'cpu':
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     # written out, the same is faster in training on CPU: see docs/LOG.md
@@ -265,7 +267,8 @@ class Decoder(Model):
         """
         first = 0 if cache is None else cache.n_read
         position = torch.arange(first, first + idx.shape[1], device=idx.device)
-        mask = None if first else self.mask(idx, position)    # later tokens see all it holds
+        # a cache holds only what is earlier, near and of the same review: nothing is masked there
+        mask = None if first else self.mask(idx, position)
         x = self.model.embed_tokens(idx)
         x = dropout(x, self.config.dropout, seeds, place=0)
         rope = self.rope(position, x.dtype)
@@ -280,12 +283,28 @@ class Decoder(Model):
     def mask(self, idx, position):
         """(B, 1, T, T), True where a query may look at a key: the same review, not later, less than
         chunk_size back.
+
+        A pass that is compiled for a GPU, in a short format, gets it as a BlockMask: the rule
+        itself goes into the kernel, which keeps no (T, T) in memory (FlexAttention, Dong et al.
+        2024, arXiv:2412.05496).
         """
         review = (idx == self.config.eos).cumsum(dim=1)       # (B, T): </s> opens a review
+        short = torch.is_autocast_enabled('cuda')
+        if idx.is_cuda and short and torch.compiler.is_compiling():
+            return self.block_mask(review)
         same = review[:, :, None] == review[:, None, :]       # (B, T, T)
         distance = position[:, None] - position[None, :]      # (T, T)
         near = (distance >= 0) & (distance < self.config.chunk_size)
         return (same & near)[:, None]
+
+    def block_mask(self, review):
+        """The same as a rule, for reviews numbered (B, T)."""
+        def may_look(b, h, query, key):
+            same = review[b, query] == review[b, key]
+            return same & (query >= key) & (query - key < self.config.chunk_size)
+
+        B, T = review.shape
+        return create_block_mask(may_look, B, None, T, T, device=review.device)
 
     def rope(self, position, dtype):
         """Cosine and sine (T, D/2) of the angles by which rotate() turns the heads at these
@@ -316,10 +335,10 @@ class Cache:
         self.n_read = 0
 
     def take_places(self, position):
-        """The tokens at these positions (T,) come next. Raises ValueError: they are too many."""
+        """The tokens at these positions (T,) come next. Raises ValueError if they are too many."""
         T = len(position)
         if T > 1 and (self.n_read or T > self.size):
-            raise ValueError('a cache takes up to chunk_size tokens at once, then one a call')
+            raise ValueError(f'a cache takes up to {self.size} tokens at once, then one a call')
         self.place = position % self.size                     # (T,)
         self.n_read += T
         self.n_seen = min(self.n_read, self.size)
@@ -335,7 +354,7 @@ class LayerCache:
         """k and v (B, K, T, D) of the new tokens → those of all they may look at (B, K, S, D)."""
         self.keys.index_copy_(2, self.cache.place, k)
         self.values.index_copy_(2, self.cache.place, v)
-        seen = self.cache.n_seen  # not in order of time: the rotation tells where each is from
+        seen = self.cache.n_seen  # in any order: keys were turned by their position before
         return self.keys[:, :, :seen], self.values[:, :, :seen]
 
 
@@ -422,7 +441,9 @@ def sample_ids(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):
     probs = logits.softmax(dim=-1)                            # (B, V)
     cumulative = probs.cumsum(dim=-1)
     ids = draw_ids(cumulative, generator)                     # (B, 1)
-    while top_p < 1:  # by rejection: draw again while outside the nucleus; faster than sorting
+    # Nucleus by rejection, faster than sorting: an id is outside where the likelier ones together
+    # have top_p already; then another is drawn.
+    while top_p < 1:
         likelier = (probs * (probs > probs.gather(1, ids))).sum(dim=-1, keepdim=True)
         outside = likelier >= top_p
         if not outside.any():
@@ -436,7 +457,7 @@ def draw_ids(cumulative, generator):
     B, V = cumulative.shape
     u = torch.rand(B, 1, device=cumulative.device, generator=generator)
     ids = torch.searchsorted(cumulative, u * cumulative[:, -1:], right=True)
-    return ids.clamp(max=V - 1)                               # rounding may leave the sum below u
+    return ids.clamp(max=V - 1)                               # rounding may give u the whole sum
 
 
 def read_prompt(model, prompt, cache):
@@ -472,7 +493,7 @@ def generate(model, idx, max_token, banned=(), rival_ids=(), guidance=0.0, step=
     Guidance makes the model insist on its rating (Ho & Salimans 2022, arXiv:2207.12598). It adds to
     the score of every id: log P(id | text) + guidance * log P(start | text, id). By Bayes' rule
         P(start | text, id) = P(start, text, id) / sum of P(s, text, id) over start and rival_ids,
-    so the text is read once under its own start and once under each rival: R readings.
+    so the text is read R times at once: under its own start, and under each rival.
     """
     B, T = idx.shape
     readings = [idx]

@@ -13,7 +13,7 @@ Two reviews, the first positive, all the way (with the vocabulary of the demo):
     stream    </s> <pos> ▁맛있었어요 ! </s> <neg> ▁너무 ▁짜 요 </s>
     ids       2    4     560      3577 2    3     276  2009 3517 2      uint16
 
-Everything passes in batches over all cores, so memory stays flat however long the text.
+Everything passes in batches over up to eight cores, so memory stays flat however long the text.
 """
 import json
 import shutil

@@ -8,8 +8,8 @@
     train.bin → shuffled reviews → rows (R, T+1) → batch (B, T+1) of step s → loss → gradients
     → optimizer → out_dir/
 
-The batch of step s is a function of (data, seed, s) and nothing else, and so is the dropout of its
-rows. So a resumed run is the run that never stopped, and four processes draw the curve of one. Read
+The batch of step s is a function of (data, settings, s) and nothing else, and so is the dropout of
+its rows. So a resumed run is the run that never stopped, and four processes draw the curve of one. Read
 main() first, then Trainer, then parts/batches.py, parts/bigram.py and parts/optim.py.
 """
 import math
@@ -156,7 +156,8 @@ class Trainer:
         self.parallel = self.model
         if world_size > 1:
             devices = [device.index] if device.type == 'cuda' else None
-            self.parallel = DistributedDataParallel(self.model, device_ids=devices)
+            self.parallel = DistributedDataParallel(self.model, device_ids=devices,
+                                                    gradient_as_bucket_view=True)
 
         if rank == 0:
             run_files.start_log(out, self.step)
@@ -213,8 +214,7 @@ class Trainer:
     # --- one step ---
 
     def next_batch(self):
-        """This process's part of the step, [x, y, seeds, ratings] of as many rows, and how many
-        targets the rows of all processes have.
+        """([x, y, seeds, ratings] of this process's rows, how many targets the step has in all).
 
         x, y and ratings (B, T), seeds (B,). seeds is None without dropout, ratings without reading.
         """
@@ -286,10 +286,11 @@ class Trainer:
         self.steps_since_log += 1
 
     def one_pass(self, dtype):
-        """Forward and backward of the first micro-batch, this process alone; returns its loss."""
-        batch, n_targets = self.next_batch()
+        """Forward and backward of the first micro-batch, this process alone; returns its loss, of
+        a row: that of a token is too small a number for float16."""
+        batch, _ = self.next_batch()
         _, loss = self.losses(self.model, slice_rows(batch, 0, self.micro_rows), dtype)
-        loss = loss / n_targets
+        loss = loss / self.micro_rows
         loss.backward()
         return loss.detach()
 
@@ -312,7 +313,8 @@ class Trainer:
             x, y = inputs_and_targets(rows[i:i + width], self.data.eos)
             x, y = to_device([x, y], self.device)
             with self.autocast(self.dtype):
-                nats = self.model.forward(x, y)  # not compiled: these rows have another shape
+                # forward() by name skips the compiled pass: these rows have another shape
+                nats = self.model.forward(x, y)
             sums += torch.tensor([nats.item(), (y >= 0).sum().item()], dtype=torch.float64)
         if world_size > 1:
             sums = all_reduce(sums.to(self.device)).cpu()

@@ -1,7 +1,7 @@
 """From the stream of train.bin to the batch of step s: a pure function of data, settings and s.
 
     </s> <rating> ids… </s> <rating> ids… </s>     the stream (N,), on the disk
-      → a shard: the reviews of some hundred steps, shuffled
+      → a shard: the reviews of 8 million tokens, shuffled
       → rows (R, T+1), whole reviews side by side
       → the rows of step s → x (B, T), y (B, T)
 
@@ -64,7 +64,8 @@ def open_stream(folder, meta, side):
 # --- rows ---
 
 def row_length(lengths, T):
-    """Halve T while 999 of 1,000 reviews fit whole into a row, and so do five of mean length.
+    """Halve T while 999 of 1,000 reviews fit whole into a row of T/2, and so do five of mean
+    length.
 
     Attention costs less over short rows, and what lies between short reviews is masked anyway.
     """
@@ -124,8 +125,8 @@ class Batches:
         return torch.from_numpy(rng.integers(2 ** 31, size=self.rows_per_step, dtype=np.int32))
 
     def rows_to_read(self, step, share):
-        """Whether each row of a step is read instead of written, (rows_per_step,) bool; see
-        hide_ratings(). Of all rows, in their order, every 1/share-th is.
+        """True for the rows of a step whose ratings are hidden and asked for, (rows_per_step,)
+        bool; see hide_ratings(). They are this share of all rows, evenly spread.
         """
         number = step * self.rows_per_step + np.arange(self.rows_per_step)
         return torch.from_numpy(np.floor((number + 1) * share) > np.floor(number * share))
@@ -196,7 +197,8 @@ def hide_ratings(x, y, read, eos, starts):
 
     x and y (B, T), read (B,) bool. starts: the ids of the ratings 0, 1 …, then that of `<s>`.
     Returns (x with `<s>` in place of the ratings, ratings (B, T)); ratings is -1 where none is
-    asked for. Reviews without a rating, or cut at the edge of a row, stay as they are.
+    asked for. Reviews without a rating stay as they are. One that goes on in another row is not
+    asked: its end is not here.
     """
     position = torch.arange(x.shape[1])
     opened = torch.where(x == eos, position, -1).cummax(dim=1).values  # of each one's review

@@ -7,8 +7,10 @@ loss scale of float16.
 import math
 
 import torch
+import torch.distributed as dist
 
 from parts.errors import UserError
+from parts.runtime import rank, world_size
 
 # Three odd polynomials a x + b x³ + c x⁵. One after the other they bring every singular value
 # between 0.01 and 1 to between 0.73 and 1.27, as near to 1 as three of them can (Amsel et al. 2025,
@@ -46,13 +48,29 @@ class Muon(torch.optim.Optimizer):
             momentum = self.state[params[0]].setdefault('momentum', torch.zeros_like(grad))
             momentum.lerp_(grad, 0.05)
             direction = grad.lerp_(momentum, 0.95)                     # Nesterov's look ahead
-            update = orthogonalize(direction, self.dtype)
+            update = orthogonalize_together(direction, self.dtype).float()
             # as long a step as AdamW's, whose entries are about 0.2 in size (Liu et al. 2025,
             # arXiv:2502.16982)
             scale = 0.2 * math.sqrt(max(update.shape[1:]))
-            for p, change in zip(params, update):
-                p.mul_(1 - group['lr'] * group['weight_decay'])
-                p.add_(change, alpha=-group['lr'] * scale)
+            torch._foreach_mul_(params, 1 - group['lr'] * group['weight_decay'])
+            torch._foreach_add_(params, update.unbind(), alpha=-group['lr'] * scale)
+
+
+def orthogonalize_together(x, dtype):
+    """orthogonalize() of x (N, rows, columns), which all processes hold: each does its share of the
+    N matrices, and then gets those of the others.
+    """
+    if world_size == 1:
+        return orthogonalize(x, dtype)
+    share = -(-len(x) // world_size)
+    mine = x[rank * share:(rank + 1) * share]
+    padded = x.new_zeros(share, *x.shape[1:])                 # the last may have fewer, or none
+    padded[:len(mine)] = mine
+    mine = orthogonalize(padded, dtype)
+    everyones = mine.new_empty(world_size * share, *x.shape[1:])
+    # as bytes, for gloo does not know every format
+    dist.all_gather_into_tensor(everyones.view(torch.uint8), mine.view(torch.uint8))
+    return everyones[:len(x)]
 
 
 def orthogonalize(x, dtype):
@@ -71,7 +89,7 @@ def orthogonalize(x, dtype):
         A = x @ x.mT                                          # (N, rows, rows)
         polynomial = torch.baddbmm(A, A, A, beta=b, alpha=c)  # b A + c A²
         x = torch.baddbmm(x, polynomial, x, beta=a)           # a x + (b A + c A²) x
-    return (x.mT if tall else x).float()
+    return (x.mT if tall else x).contiguous()
 
 
 def make_optimizers(model, optimizer, lr, weight_decay, dtype, warm_start, table_decay=0.0):
@@ -82,9 +100,9 @@ def make_optimizers(model, optimizer, lr, weight_decay, dtype, warm_start, table
     are not in a batch at all: rows are learned one by one, and AdamW does that.
 
     table_decay: the share of embedding and head that a step at the peak rate takes away. Where data
-    come back, it is worth more than any on the matrices (docs/LOG.md). What counts is how far back
-    a weight remembers, in epochs and not in steps (Wang & Aitchison 2024, arXiv:2405.13698). AdamW
-    alone treats tables as it treats matrices.
+    come back, it is worth more than any on the matrices (docs/LOG.md). train.py's setting is the
+    share of an epoch, for what counts is how many epochs back a weight remembers (Wang & Aitchison
+    2024, arXiv:2405.13698). 'adamw' ignores it and treats tables as it treats matrices.
     """
     embedding, head = model.model.embed_tokens.weight, model.lm_head.weight
     tied = model.config.tied
@@ -156,8 +174,7 @@ class LossScaler:
     @torch.no_grad()
     def unscale(self, parameters):
         if self.active:
-            for p in parameters:
-                p.grad.div_(self.scale)
+            torch._foreach_div_([p.grad for p in parameters], self.scale)
 
     def allows_step(self, gradient_norm):
         """Whether the gradients are sound; adjusts the scale for the next step."""

@@ -4,15 +4,15 @@
 
 A model that writes reviews of a rating also reads ratings, with no head for it, in two ways:
 
-1. It is asked. `</s> <s> text` tells no rating, and in most training rows the model had to name
+1. It is asked. `</s> <s> text` tells no rating, and in many training rows the model had to name
    it at this point: the logits of the ratings' ids say P(rating | text). One pass.
 2. Any model can be asked under which rating the text is likeliest. By Bayes' rule
    P(rating | text) = P(rating) P(text | rating) / P(text), and the model knows both factors:
    P(rating) is what it expects after a lone `</s>`, P(text | rating) the product of what it gives
    to the tokens. (This is a generative classifier.) One pass for each rating.
 
-The first is better, most of all where texts are long or of another kind: what each token adds by
-chance does not add up. See docs/LOG.md.
+The first is better, most of all where texts are long or of another kind: the second adds up the
+errors of all tokens. See docs/LOG.md.
 """
 import torch
 import torch.nn.functional as F
@@ -120,7 +120,7 @@ def rating_log_probs(model, texts, rating_ids, batch_tokens=8192):
 def asked_ratings(model, texts, rating_ids, batch_tokens=8192):
     """log P(rating | text) (N, R), as the model says it after `</s> <s> text`.
 
-    A text of more than chunk_size tokens is read in pieces, and the mean over its pieces counts.
+    A text that does not fit into chunk_size is read in pieces, and the mean over them counts.
     """
     eos, bos = model.config.eos, model.config.bos
     device = model.lm_head.weight.device

@@ -7,6 +7,7 @@ from conftest import random_model
 
 from model import (
     Config,
+    Decoder,
     build,
     dropout,
     generate,
@@ -75,6 +76,25 @@ def test_no_token_sees_the_future_or_another_review(arch):
 
     # Nor does it matter where in the row a review stands.
     assert_close(model(x[:, 6:])[0], logits[6:], atol=1e-5)
+
+@pytest.mark.parametrize('T, compiled, dtype, atol', [
+    (7, False, torch.float32, 1e-4),
+    (256, False, torch.float32, 1e-4),
+    (40, False, torch.bfloat16, 0.2),
+    (40, True, torch.bfloat16, 0.2),
+])
+def test_the_mask_as_a_rule_for_gpus_hides_what_the_mask_hides(monkeypatch, T, compiled, dtype,
+                                                               atol):
+    """On a CPU the rule runs without its kernel, and compiled with one, but forward alone."""
+    model = random_model(nkv=1)
+    x = random_ids(3, T)
+    x[:, 0] = x[0, 5] = x[1, 2] = x[1, 3] = x[2, -1] = EOS
+    with torch.no_grad(), torch.autocast('cpu', dtype, enabled=dtype != torch.float32):
+        plain = model(x)
+        monkeypatch.setattr(Decoder, 'mask', lambda self, idx, _: self.block_mask(
+            (idx == self.config.eos).cumsum(dim=1)))
+        ruled = torch.compile(model) if compiled else model
+        assert_close(ruled(x), plain, atol=atol)
 
 
 @pytest.mark.parametrize('arch, reach', [('decoder', 2 * 15), ('ffn', 3)])

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from model import Config, build
+from parts import optim
 from parts.errors import UserError
 from parts.optim import (
     LossScaler,
@@ -47,6 +48,26 @@ def test_muon_leaves_alone_what_has_no_gradient():
     p.grad = torch.zeros(8, 4)
     Muon([p], lr=1.0, weight_decay=0.0, dtype=torch.float32).step()
     assert torch.equal(p.data, torch.ones(8, 4))
+
+
+@pytest.mark.parametrize('n, world_size', [(7, 3), (2, 4)])
+def test_each_process_does_its_share_of_the_matrices_and_gets_all(monkeypatch, n, world_size):
+    x = torch.randn(n, 6, 4, generator=torch.Generator().manual_seed(0))
+    alone = optim.orthogonalize_together(x, torch.float32)
+    shares = {}
+
+    def all_gather_into_tensor(everyones, mine):
+        shares[optim.rank] = mine
+        for rank, share in shares.items():
+            everyones.view(world_size, *share.shape)[rank] = share
+
+    monkeypatch.setattr(optim.dist, 'all_gather_into_tensor', all_gather_into_tensor)
+    monkeypatch.setattr(optim, 'world_size', world_size)
+    for rank in range(world_size):
+        monkeypatch.setattr(optim, 'rank', rank)
+        together = optim.orthogonalize_together(x, torch.float32)
+    assert {len(share) for share in shares.values()} == {math.ceil(n / world_size)}
+    assert torch.allclose(together, alone, atol=1e-6)
 
 
 @pytest.mark.parametrize('optimizer', ['muon', 'adamw'])

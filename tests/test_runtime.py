@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from model import Config, build
+from model import Config, attend, build
 from parts import compiling, runtime
 from parts.errors import UserError
 
@@ -34,6 +34,18 @@ def test_the_fastest_format_that_computes_right_is_taken(monkeypatch, seconds, e
     assert dtype == getattr(torch, expected)
     assert told.startswith(expected)
     assert 'float32 1.00 ms' in told
+
+
+@pytest.mark.parametrize('bfloat16, float16, expected', [
+    (1.1e-4, 1.0e-4, 'bfloat16'),  # float16 is not so much faster as to be worth its loss scale
+    (2.0e-3, 1.0e-4, 'float16'),   # an older GPU: bfloat16 is emulated
+])
+def test_of_the_short_formats_the_one_without_a_loss_scale_comes_first(monkeypatch, bfloat16,
+                                                                       float16, expected):
+    measured = {'float32': (1e-3, 0), 'bfloat16': (bfloat16, 3e-3), 'float16': (float16, 5e-4)}
+    plant_measurement(monkeypatch, measured)
+    dtype, _ = runtime.select_dtype('auto', torch.device('cuda'))
+    assert dtype == getattr(torch, expected)
 
 
 def test_a_format_asked_for_is_not_measured_against_others(monkeypatch):
@@ -142,6 +154,26 @@ def test_a_compiled_pass_that_differs_is_not_used(monkeypatch, capsys, factor, w
         assert p.grad is None
 
 
+def test_a_wrong_gradient_is_seen_also_behind_the_zeros_of_a_fresh_block(monkeypatch, capsys):
+    def compile_wrongly(model, **_):
+        def call(*args):
+            with monkeypatch.context() as patch:
+                patch.setattr('model.attend', lambda q, k, v, mask: attend(
+                    WrongGradient.apply(q, 1.5), k, v, mask))
+                return model.forward(*args)
+
+        model._compiled_call_impl = call
+
+    monkeypatch.setattr(torch.nn.Module, 'compile', compile_wrongly)
+    model, one_pass = model_and_pass()
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    compiled, _ = compiling.compile_and_check(model, one_pass, torch.float32, CPU)
+    assert not compiled
+    assert 'layers.0.self_attn.q_' in capsys.readouterr().out
+    for name, p in model.named_parameters():
+        assert torch.equal(p, before[name])
+
+
 def test_the_run_goes_on_in_float32_where_the_plain_pass_is_not_finite_either(monkeypatch, capsys):
     plant_broken_compiler(monkeypatch, math.nan)
     model, one_pass = model_and_pass()
@@ -212,3 +244,27 @@ def test_a_stale_copy_of_the_checkpoint_is_named(monkeypatch):
 def test_equal_copies_of_the_checkpoint_are_accepted(monkeypatch):
     plant_second_host(monkeypatch)
     runtime.check_same_checkpoint(120, 55)
+
+
+def test_on_gpus_the_processes_ask_each_other_only_now_and_then(monkeypatch):
+    """An answer makes a processor wait for its GPU; on a CPU it costs next to nothing."""
+    asked = []
+
+    def all_reduce(tensor):
+        asked.append(tensor.item())
+        return tensor
+
+    monkeypatch.setattr(runtime, 'world_size', 2)
+    monkeypatch.setattr(runtime, 'all_reduce', all_reduce)
+    monkeypatch.setattr(runtime.signal, 'signal', lambda number, handler: None)
+    stop = runtime.StopRequest()
+    assert not stop.heard(CPU)
+    stop.hear(runtime.signal.SIGTERM, None)
+    assert stop.heard(CPU)
+    assert asked == [0, 1]
+
+    gpu = torch.device('cuda')
+    monkeypatch.setattr(runtime.torch, 'tensor', lambda value, device: torch.full((), value))
+    stop.n_steps = 0
+    assert [stop.heard(gpu) for _ in range(16)] == ([False] * 7 + [True]) * 2
+    assert asked == [0, 1, 1, 1]

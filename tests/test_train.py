@@ -265,7 +265,7 @@ def test_a_mistake_is_heard_from_every_rank(tmp_path):
     (['--optimizer=sgd'], "'muon' or 'adamw'"),
     (['--d_model=33'], 'd_model=33'),
     (['--batch_size=100000'], 'do not fill one batch'),
-    (['--device=cuda:9'], 'there is none here'),
+    (['--device=cuda:9'], 'cuda:9: there'),
     (['--epochs=0'], 'epochs=0'),
     (['--read_share=1.5'], 'it takes 0 to 1'),
     (['--read_weight=-1'], 'it takes 0 or more'),
