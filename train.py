@@ -9,8 +9,8 @@
     → optimizer → out_dir/
 
 The batch of step s is a function of (data, settings, s) and nothing else, and so is the dropout of
-its rows. So a resumed run is the run that never stopped, and four processes draw the curve of one. Read
-main() first, then Trainer, then parts/batches.py, parts/bigram.py and parts/optim.py.
+its rows. So a resumed run is the run that never stopped, and four processes draw the curve of one.
+Read main() first, then Trainer, then parts/batches.py, parts/bigram.py and parts/optim.py.
 """
 import math
 import time

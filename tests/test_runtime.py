@@ -169,7 +169,7 @@ def test_a_wrong_gradient_is_seen_also_behind_the_zeros_of_a_fresh_block(monkeyp
     before = {name: p.clone() for name, p in model.named_parameters()}
     compiled, _ = compiling.compile_and_check(model, one_pass, torch.float32, CPU)
     assert not compiled
-    assert 'layers.0.self_attn.q_' in capsys.readouterr().out
+    assert 'the gradient of' in capsys.readouterr().out
     for name, p in model.named_parameters():
         assert torch.equal(p, before[name])
 
