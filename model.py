@@ -288,11 +288,13 @@ class Decoder(Model):
         itself goes into the kernel, which keeps no (T, T) in memory (FlexAttention, Dong et al.
         2024, arXiv:2412.05496).
         """
-        review = (idx == self.config.eos).cumsum(dim=1)       # (B, T): </s> opens a review
+        is_eos = idx == self.config.eos
+        review = is_eos.cumsum(dim=1, dtype=torch.int32)      # (B, T): </s> opens a review
         short = torch.is_autocast_enabled('cuda')
         if idx.is_cuda and short and torch.compiler.is_compiling():
             return self.block_mask(review)
         same = review[:, :, None] == review[:, None, :]       # (B, T, T)
+        position = position.int()
         distance = position[:, None] - position[None, :]      # (T, T)
         near = (distance >= 0) & (distance < self.config.chunk_size)
         return (same & near)[:, None]
@@ -311,7 +313,9 @@ class Decoder(Model):
         positions (T,).
         """
         pair = torch.arange(0, self.config.head_dim, 2, device=position.device)
-        frequency = self.config.rope_theta ** (-pair / self.config.head_dim)  # (D/2,)
+        # theta^(-pair / D). A compiler that sees an exp keeps the result; cosines without one it
+        # would compute anew in every layer.
+        frequency = torch.exp(-math.log(self.config.rope_theta) / self.config.head_dim * pair)
         angle = position[:, None] * frequency                 # (T, D/2)
         return angle.cos().to(dtype), angle.sin().to(dtype)
 

@@ -148,7 +148,8 @@ class Trainer:
 
         self.optimizers = make_optimizers(self.model, run.optimizer, run.lr, run.weight_decay,
                                           self.dtype, self.warm_start,
-                                          run.table_decay / self.batches.steps_per_epoch)
+                                          run.table_decay / self.batches.steps_per_epoch,
+                                          self.flops_per_token * self.batches.tokens_per_step)
         self.scaler = LossScaler(self.dtype)
         if checkpoint:
             load_optimizer_states(self.optimizers, checkpoint['optimizers'])

@@ -29,31 +29,37 @@ class Muon(torch.optim.Optimizer):
     of the update get steps of one size (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
 
     The iteration of Newton and Schulz finds it by multiplications alone. All matrices of one shape
-    go through it as one stack (N, rows, columns), in `dtype`.
+    go through it as one stack (N, rows, columns), in `dtype`. The momentum hears every gradient;
+    the matrices move at every `interval`-th step, and farther then (docs/LOG.md).
     """
 
-    def __init__(self, matrices, lr, weight_decay, dtype):
+    def __init__(self, matrices, lr, weight_decay, dtype, interval=1):
         by_shape = {}
         for p in matrices:
             by_shape.setdefault(p.shape, []).append(p)
         groups = [dict(params=same_shape) for same_shape in by_shape.values()]
         super().__init__(groups, dict(lr=lr, weight_decay=weight_decay))
-        self.dtype = dtype
+        self.dtype, self.interval = dtype, interval
 
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
             params = group['params']
             grad = torch.stack([p.grad for p in params])               # (N, rows, columns)
-            momentum = self.state[params[0]].setdefault('momentum', torch.zeros_like(grad))
+            state = self.state[params[0]]
+            momentum = state.setdefault('momentum', torch.zeros_like(grad))
             momentum.lerp_(grad, 0.05)
+            state['n_steps'] = state.get('n_steps', 0) + 1
+            if state['n_steps'] % self.interval:
+                continue
             direction = grad.lerp_(momentum, 0.95)                     # Nesterov's look ahead
             update = orthogonalize_together(direction, self.dtype).float()
             # as long a step as AdamW's, whose entries are about 0.2 in size (Liu et al. 2025,
             # arXiv:2502.16982)
             scale = 0.2 * math.sqrt(max(update.shape[1:]))
-            torch._foreach_mul_(params, 1 - group['lr'] * group['weight_decay'])
-            torch._foreach_add_(params, update.unbind(), alpha=-group['lr'] * scale)
+            lr = self.interval ** (2 / 3) * group['lr']
+            torch._foreach_mul_(params, 1 - lr * group['weight_decay'])
+            torch._foreach_add_(params, update.unbind(), alpha=-lr * scale)
 
 
 def orthogonalize_together(x, dtype):
@@ -92,7 +98,19 @@ def orthogonalize(x, dtype):
     return (x.mT if tall else x).contiguous()
 
 
-def make_optimizers(model, optimizer, lr, weight_decay, dtype, warm_start, table_decay=0.0):
+def muon_interval(matrices, step_flops):
+    """Steps from one move of the matrices to the next: 1, or as many as bring Muon down to about a
+    twentieth of the arithmetic, where a step of step_flops has few tokens. See docs/LOG.md.
+    """
+    muon_flops = 0
+    for p in matrices:
+        short, long = sorted(p.shape)
+        muon_flops += len(POLAR) * (4 * short ** 2 * long + 2 * short ** 3)
+    return max(1, round(20 * muon_flops / step_flops))
+
+
+def make_optimizers(model, optimizer, lr, weight_decay, dtype, warm_start, table_decay=0.0,
+                    step_flops=math.inf):
     """[optimizer, …]: every parameter is in one group, and learns at lr * group['lr_mult'].
 
     warm_start: embedding and head hold what was counted or trained before. Muon is for matrices
@@ -124,7 +142,7 @@ def make_optimizers(model, optimizer, lr, weight_decay, dtype, warm_start, table
     for group in groups:  # AdamW multiplies it by the group's rate
         group['weight_decay'] = table_decay / (lr * group['lr_mult']) if lr else 0.0
     groups.append(dict(params=gains, lr_mult=1.0))
-    muon = Muon(matrices, lr, weight_decay, dtype)
+    muon = Muon(matrices, lr, weight_decay, dtype, muon_interval(matrices, step_flops))
     for group in muon.param_groups:
         group['lr_mult'] = 1.0
     return [torch.optim.AdamW(groups, weight_decay=0.0, **adamw), muon]

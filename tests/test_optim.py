@@ -15,6 +15,7 @@ from parts.optim import (
     make_optimizers,
     set_learning_rate,
 )
+from parts.runtime import matmul_flops
 
 
 def param_groups(optimizers):
@@ -48,6 +49,37 @@ def test_muon_leaves_alone_what_has_no_gradient():
     p.grad = torch.zeros(8, 4)
     Muon([p], lr=1.0, weight_decay=0.0, dtype=torch.float32).step()
     assert torch.equal(p.data, torch.ones(8, 4))
+
+
+def test_the_matrices_move_at_every_fourth_step_also_after_a_resumption():
+    def muon():
+        return Muon([p], lr=1.0, weight_decay=0.0, dtype=torch.float32, interval=4)
+
+    p = torch.nn.Parameter(torch.zeros(8, 4))
+    optimizer = muon()
+    moved = []
+    for n in range(8):
+        p.grad = torch.eye(8, 4)
+        before = p.detach().clone()
+        optimizer.step()
+        moved.append(not torch.equal(p, before))
+        if n == 1:
+            state = optimizer.state_dict()
+            optimizer = muon()
+            optimizer.load_state_dict(state)
+    assert moved == [False, False, False, True] * 2
+
+
+def test_muon_takes_about_a_twentieth_of_a_step_of_few_tokens():
+    model = build(Config(vocab_size=8000, d_model=256, n_layers=6, nhead=4))
+
+    def interval(n_tokens):
+        step_flops = matmul_flops(model, 128) * n_tokens
+        *_, muon = make_optimizers(model, 'muon', 1e-2, 0.1, torch.float32, True,
+                                   step_flops=step_flops)
+        return muon.interval
+
+    assert [interval(8 * 256), interval(16 * 256), interval(64 * 256)] == [4, 2, 1]
 
 
 @pytest.mark.parametrize('n, world_size', [(7, 3), (2, 4)])
