@@ -149,6 +149,7 @@ class Trainer:
         self.optimizers = make_optimizers(self.model, run.optimizer, run.lr, run.weight_decay,
                                           self.dtype, self.warm_start,
                                           run.table_decay / self.batches.steps_per_epoch,
+                                          self.steps,
                                           self.flops_per_token * self.batches.tokens_per_step)
         self.scaler = LossScaler(self.dtype)
         if checkpoint:

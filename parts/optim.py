@@ -98,10 +98,13 @@ def orthogonalize(x, dtype):
     return (x.mT if tall else x).contiguous()
 
 
-def muon_interval(matrices, step_flops):
+def muon_interval(matrices, steps, step_flops):
     """Steps from one move of the matrices to the next: 1, or as many as bring Muon down to about a
-    twentieth of the arithmetic, where a step of step_flops has few tokens. See docs/LOG.md.
+    twentieth of the arithmetic, where a step of step_flops has few tokens. A run of few steps has
+    none to leave out. See docs/LOG.md.
     """
+    if steps < 300:
+        return 1
     muon_flops = 0
     for p in matrices:
         short, long = sorted(p.shape)
@@ -110,7 +113,7 @@ def muon_interval(matrices, step_flops):
 
 
 def make_optimizers(model, optimizer, lr, weight_decay, dtype, warm_start, table_decay=0.0,
-                    step_flops=math.inf):
+                    steps=0, step_flops=math.inf):
     """[optimizer, …]: every parameter is in one group, and learns at lr * group['lr_mult'].
 
     warm_start: embedding and head hold what was counted or trained before. Muon is for matrices
@@ -142,7 +145,7 @@ def make_optimizers(model, optimizer, lr, weight_decay, dtype, warm_start, table
     for group in groups:  # AdamW multiplies it by the group's rate
         group['weight_decay'] = table_decay / (lr * group['lr_mult']) if lr else 0.0
     groups.append(dict(params=gains, lr_mult=1.0))
-    muon = Muon(matrices, lr, weight_decay, dtype, muon_interval(matrices, step_flops))
+    muon = Muon(matrices, lr, weight_decay, dtype, muon_interval(matrices, steps, step_flops))
     for group in muon.param_groups:
         group['lr_mult'] = 1.0
     return [torch.optim.AdamW(groups, weight_decay=0.0, **adamw), muon]

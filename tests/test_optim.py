@@ -73,13 +73,14 @@ def test_the_matrices_move_at_every_fourth_step_also_after_a_resumption():
 def test_muon_takes_about_a_twentieth_of_a_step_of_few_tokens():
     model = build(Config(vocab_size=8000, d_model=256, n_layers=6, nhead=4))
 
-    def interval(n_tokens):
+    def interval(n_tokens, steps=400):
         step_flops = matmul_flops(model, 128) * n_tokens
         *_, muon = make_optimizers(model, 'muon', 1e-2, 0.1, torch.float32, True,
-                                   step_flops=step_flops)
+                                   steps=steps, step_flops=step_flops)
         return muon.interval
 
     assert [interval(8 * 256), interval(16 * 256), interval(64 * 256)] == [4, 2, 1]
+    assert interval(8 * 256, steps=200) == 1
 
 
 @pytest.mark.parametrize('n, world_size', [(7, 3), (2, 4)])
