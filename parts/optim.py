@@ -109,7 +109,7 @@ def muon_interval(matrices, steps, step_flops):
     for p in matrices:
         short, long = sorted(p.shape)
         muon_flops += len(POLAR) * (4 * short ** 2 * long + 2 * short ** 3)
-    return max(1, round(20 * muon_flops / step_flops))
+    return max(1, int(20 * muon_flops / step_flops))
 
 
 def make_optimizers(model, optimizer, lr, weight_decay, dtype, warm_start, table_decay=0.0,
