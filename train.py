@@ -119,7 +119,7 @@ def training_loop(trainer, stop):
         trainer.count_step(loss)
 
         last = trainer.step == trainer.steps
-        stopping = stop.heard(trainer.device)
+        stopping = stop.heard(trainer.device, trainer.step)
         due = last or trainer.step % trainer.eval_interval == 0
         if due or stopping or trainer.step % trainer.log_interval == 0:
             trainer.log(validate=due)

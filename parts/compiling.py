@@ -47,7 +47,7 @@ def compile_and_check(model, one_pass, dtype, device):
             compiled = measure_pass(model, one_pass, dtype)
             problem = difference(plain, compiled, LARGEST_DIFFERENCE[dtype])
         except torch._dynamo.exc.TorchDynamoException as error:
-            problem = ' '.join(str(error).split('\n')[:2])
+            problem = ' '.join(str(error).strip().splitlines()[:2])
     if not happened_anywhere(problem, device):
         return True, dtype
     print0(f'not compiled: {problem or "another process could not"}')

@@ -244,7 +244,6 @@ class StopRequest:
     def __init__(self):
         self.signal = 0
         self.time = 0.0
-        self.n_steps = 0
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self.hear)
 
@@ -256,15 +255,14 @@ class StopRequest:
         self.signal = number
         self.time = time.monotonic()
 
-    def heard(self, device):
+    def heard(self, device, step):
         """Has any process been asked? All of them answer alike, so that all stop after the same
         step. On GPUs they ask each other after every eighth step only: who waits for the answer
         gives the GPU no work meanwhile.
         """
         if world_size == 1:
             return bool(self.signal)
-        self.n_steps += 1
-        if device.type == 'cuda' and self.n_steps % 8:
+        if device.type == 'cuda' and step % 8:
             return False
         return all_reduce(torch.tensor(float(bool(self.signal)), device=device)).item() > 0
 

@@ -19,6 +19,9 @@ os.environ['OMP_NUM_THREADS'] = '1'  # two test processes share two cores
 SMALL = ['--d_model=32', '--n_layers=2', '--chunk_size=64', '--batch_size=8', '--eval_tokens=0.02',
          '--compile=false', '--device=cpu', '--dtype=float32']
 
+# What is said of the GPU number 7 or 9
+NO_SUCH_GPU = 'there are only' if torch.cuda.is_available() else 'there is none here'
+
 
 # --- running a script ---
 

@@ -1,5 +1,6 @@
 """The machine: formats are measured, compiled passes are checked, failures are sentences."""
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -111,15 +112,20 @@ class WrongGradient(torch.autograd.Function):
         return grad * ctx.factor, None
 
 
+def plant_compiler(monkeypatch, compiled):
+    """Let torch.compile give a model that computes compiled(model, *args)."""
+    def compile_in_place(model, **_):
+        model._compiled_call_impl = partial(compiled, model)
+
+    monkeypatch.setattr(torch.nn.Module, 'compile', compile_in_place)
+
+
 def plant_broken_compiler(monkeypatch, factor):
     """Let torch.compile give a model whose loss is right and whose gradients are not."""
-    def compile_wrongly(model, **_):
-        def call(*args):
-            return WrongGradient.apply(model.forward(*args), factor)
+    def compiled_pass(model, *args):
+        return WrongGradient.apply(model.forward(*args), factor)
 
-        model._compiled_call_impl = call
-
-    monkeypatch.setattr(torch.nn.Module, 'compile', compile_wrongly)
+    plant_compiler(monkeypatch, compiled_pass)
 
 
 def model_and_pass():
@@ -155,16 +161,15 @@ def test_a_compiled_pass_that_differs_is_not_used(monkeypatch, capsys, factor, w
 
 
 def test_a_wrong_gradient_is_seen_also_behind_the_zeros_of_a_fresh_block(monkeypatch, capsys):
-    def compile_wrongly(model, **_):
-        def call(*args):
-            with monkeypatch.context() as patch:
-                patch.setattr('model.attend', lambda q, k, v, mask: attend(
-                    WrongGradient.apply(q, 1.5), k, v, mask))
-                return model.forward(*args)
+    def attend_wrongly(q, k, v, mask):
+        return attend(WrongGradient.apply(q, 1.5), k, v, mask)
 
-        model._compiled_call_impl = call
+    def compiled_pass(model, *args):
+        with monkeypatch.context() as patch:
+            patch.setattr('model.attend', attend_wrongly)
+            return model.forward(*args)
 
-    monkeypatch.setattr(torch.nn.Module, 'compile', compile_wrongly)
+    plant_compiler(monkeypatch, compiled_pass)
     model, one_pass = model_and_pass()
     before = {name: p.clone() for name, p in model.named_parameters()}
     compiled, _ = compiling.compile_and_check(model, one_pass, torch.float32, CPU)
@@ -258,13 +263,12 @@ def test_on_gpus_the_processes_ask_each_other_only_now_and_then(monkeypatch):
     monkeypatch.setattr(runtime, 'all_reduce', all_reduce)
     monkeypatch.setattr(runtime.signal, 'signal', lambda number, handler: None)
     stop = runtime.StopRequest()
-    assert not stop.heard(CPU)
+    assert not stop.heard(CPU, 1)
     stop.hear(runtime.signal.SIGTERM, None)
-    assert stop.heard(CPU)
+    assert stop.heard(CPU, 2)
     assert asked == [0, 1]
 
     gpu = torch.device('cuda')
     monkeypatch.setattr(runtime.torch, 'tensor', lambda value, device: torch.full((), value))
-    stop.n_steps = 0
-    assert [stop.heard(gpu) for _ in range(16)] == ([False] * 7 + [True]) * 2
+    assert [stop.heard(gpu, step) for step in range(1, 17)] == ([False] * 7 + [True]) * 2
     assert asked == [0, 1, 1, 1]

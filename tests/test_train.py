@@ -10,7 +10,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, SMALL, last_weights, log, random_model, run, same
+from conftest import NO_SUCH_GPU, ROOT, SMALL, last_weights, log, random_model, run, same
 from safetensors.torch import load_file
 
 from parts.teachers import SHARE, taught, taught_losses
@@ -265,7 +265,7 @@ def test_a_mistake_is_heard_from_every_rank(tmp_path):
     (['--optimizer=sgd'], "'muon' or 'adamw'"),
     (['--d_model=33'], 'd_model=33'),
     (['--batch_size=100000'], 'do not fill one batch'),
-    (['--device=cuda:9'], 'cuda:9: there'),
+    (['--device=cuda:9'], NO_SUCH_GPU),
     (['--epochs=0'], 'epochs=0'),
     (['--read_share=1.5'], 'it takes 0 to 1'),
     (['--read_weight=-1'], 'it takes 0 or more'),

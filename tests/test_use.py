@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, run
+from conftest import NO_SUCH_GPU, ROOT, run
 from matplotlib.image import imread
 
 import sample
@@ -384,7 +384,7 @@ def test_flags_that_agree_are_fine_and_others_refused(demo, models):
     (['--seed=-1'], 'seed=-1: it takes 0 to'),
     ([f'--seed={2**63}'], 'it takes 0 to'),
     (['--model_path=nowhere'], 'no config.json'),
-    (['--device=cuda:7'], 'cuda:7: there'),
+    (['--device=cuda:7'], NO_SUCH_GPU),
 ])
 def test_mistakes_at_sample_are_one_sentence(models, args, told):
     path = f'--model_path={models / "decoder"}'
