@@ -82,8 +82,9 @@ def factor_bigrams(data, V, C):
     weight_before = ((n_before + SMOOTHING) / total).sqrt()
     weight_after = ((n_after + SMOOTHING) / total).sqrt()
     weighted = (pmi * weight_before[i] * weight_after[j]).float()
-    matrix = torch.sparse_coo_tensor(torch.stack((i, j)), weighted, (V, V), check_invariants=False)
-    U, S, W = torch.svd_lowrank(matrix.coalesce(), q=min(C - 2, V))    # matrix ≈ U diag(S) Wᵀ
+    with torch.sparse.check_sparse_tensor_invariants(False):           # or torch 2.11 warns
+        matrix = torch.sparse_coo_tensor(torch.stack((i, j)), weighted, (V, V)).coalesce()
+    U, S, W = torch.svd_lowrank(matrix, q=min(C - 2, V))               # matrix ≈ U diag(S) Wᵀ
     predecessor = U * S.sqrt() / weight_before[:, None].float()
     successor = W * S.sqrt() / weight_after[:, None].float()
     log_p = ((n_after + 1) / (n_after + 1).sum()).log().float()

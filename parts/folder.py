@@ -192,7 +192,8 @@ def empty_model(folder, config, n_tensors):
         with torch.device('meta'), NoInit():
             return build(config)
     except (TypeError, RuntimeError) as error:
-        raise UserError(f'{folder}/config.json does not describe a model: {error}') from None
+        reason = str(error).splitlines()[0]
+        raise UserError(f'{folder}/config.json does not describe a model: {reason}') from None
 
 
 class NoInit(TorchFunctionMode):
