@@ -45,14 +45,16 @@ class Muon(torch.optim.Optimizer):
     def step(self):
         for group in self.param_groups:
             params = group['params']
-            grad = torch.stack([p.grad for p in params])               # (N, rows, columns)
+            gradients = [p.grad for p in params]
             state = self.state[params[0]]
-            momentum = state.setdefault('momentum', torch.zeros_like(grad))
-            momentum.lerp_(grad, 0.05)
+            if 'momentum' not in state:
+                state['momentum'] = params[0].new_zeros(len(params), *params[0].shape)
+            momentum = state['momentum']                               # (N, rows, columns)
+            torch._foreach_lerp_(momentum.unbind(), gradients, 0.05)
             state['n_steps'] = state.get('n_steps', 0) + 1
             if state['n_steps'] % self.interval:
                 continue
-            direction = grad.lerp_(momentum, 0.95)                     # Nesterov's look ahead
+            direction = torch.stack(gradients).lerp_(momentum, 0.95)   # Nesterov's look ahead
             update = orthogonalize_together(direction, self.dtype).float()
             # as long a step as AdamW's, whose entries are about 0.2 in size (Liu et al. 2025,
             # arXiv:2502.16982)
