@@ -29,13 +29,7 @@ from parts.errors import UserError, run_script
 from parts.files import read_json
 from parts.folder import SHAPE_FLAGS, find_model_folder, open_model
 from parts.pictures import colour_by_surprise, draw_ladder, draw_scaling
-from parts.runtime import (
-    explain_failures,
-    keep_freed_memory,
-    matmul_flops,
-    select_device,
-    select_dtype,
-)
+from parts.runtime import explain_failures, keep_freed_memory, select_device, select_dtype
 from parts.scoring import rating_log_probs, sentiment, sentiment_scores, surprise
 
 model_path = ''            # a model folder, or several with commas ('': the newest under out/)
@@ -94,9 +88,8 @@ def compare_models(folders, device):
     rows = []
     for folder, (model, meta, vocabulary) in zip(folders, opened):
         row = {'model_path': str(folder), 'data_dir': str(data_dir)}
-        if 'tokens' in meta:                                  # it was trained here
-            flops_per_token = matmul_flops(model, model.config.chunk_size)
-            row['training_flops'] = flops_per_token * meta['tokens']
+        if 'training_flops' in meta:                          # it was trained here
+            row['training_flops'] = meta['training_flops']
         row |= score(model.to(device), vocabulary, reviews)
         if floor:
             row['floor_bits_per_char'] = floor
@@ -150,12 +143,12 @@ def read_floor(data_dir):
 
 def score(model, vocabulary, reviews):
     """The scores of a model on reviews [(rating, text)], under their names in --json."""
-    eos, rating_ids = vocabulary.eos, vocabulary.rating_ids
+    eos = vocabulary.eos
     batch_tokens = settings.batch_size * model.config.chunk_size
     texts = vocabulary.encode([text for _, text in reviews])
     framed = []
     for (rating, _), ids in zip(reviews, texts):
-        framed.append([eos, rating_ids[rating], *ids, eos])
+        framed.append([eos, vocabulary.start_ids[rating], *ids, eos])
     surprises = surprise(model, framed, batch_tokens)
 
     nats = sum(nats.double().sum().item() for nats, _ in surprises)
@@ -179,7 +172,7 @@ def score(model, vocabulary, reviews):
             rated.append((rating, ids))
             own_nats.append(nats)
     if len({rating for rating, _ in rated}) == 2:
-        scores |= sentiment(model, rating_ids, rated, own_nats, batch_tokens)
+        scores |= sentiment(model, vocabulary.rating_ids, rated, own_nats, batch_tokens)
     return scores
 
 
@@ -291,7 +284,7 @@ def read_sentences():
 def rate(model, vocabulary, ids):
     """(likeliest rating, its probability, surprise of every token under it). ids: of one text."""
     eos = vocabulary.eos
-    rating_ids = vocabulary.rating_ids[:-1]                   # without that of no rating
+    rating_ids = vocabulary.rating_ids
     log_probs = rating_log_probs(model, [ids], rating_ids)[0]
     shares = log_probs.softmax(dim=0)                         # P(rating | text), (R,)
     rating = int(shares.argmax())

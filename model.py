@@ -9,7 +9,8 @@ B batch, T time, C = d_model, H heads, K key-value heads, D head size, V vocabul
 - ffn: no attention. Bengio et al. (2003) grown up: the embeddings of the last `window` tokens,
   concatenated and projected, then residual MLP blocks. It shows what attention buys.
 
-Both see one review at a time: `</s>` opens a review, and nothing before it is looked at.
+Both see one review at a time. The stream is `</s> <rating> ids… </s> <rating> ids… </s>`: as a
+target, `</s>` ends a review; as an input it opens the next, and nothing before it is looked at.
 Read Attention, Block and Decoder first, then generate.
 """
 import math
@@ -35,7 +36,7 @@ class Config:
     bos: int = 1             # the id of <s>, the start of a review of unknown rating
     reads: bool = False      # trained to tell the rating of a text: see hide_ratings in batches.py
     tied: bool = False       # one matrix for embedding and head
-    nkv: int = 0             # K, heads that share keys and values (0: H, every head its own)
+    nkv: int = 0             # K, key-value heads, each for H / K query heads (0: H, one for each)
     head_dim: int = 0        # D (0: C / H)
     rope_theta: float = 1e4  # sets the longest wavelength of the rotary positions
     eps: float = 1e-6        # inside RMSNorm's square root
@@ -68,7 +69,7 @@ class Config:
 
 class RMSNorm(nn.RMSNorm):
     """Scale to unit root mean square, times a learned gain (Zhang & Sennrich 2019,
-    arXiv:1910.07467).
+    arXiv:1910.07467). The gain takes the format of x, which autocast makes a short one for q and k.
     """
 
     def forward(self, x):
@@ -76,7 +77,7 @@ class RMSNorm(nn.RMSNorm):
 
 
 class SwiGLU(nn.Module):
-    """The MLP: silu(gate(x)) scales up(x), entry by entry (Shazeer 2020, arXiv:2002.05202)."""
+    """The MLP: down(silu(gate(x)) * up(x)), * entry by entry (Shazeer 2020, arXiv:2002.05202)."""
 
     def __init__(self, config):
         super().__init__()
@@ -276,7 +277,7 @@ class Decoder(Model):
             cache.take_places(position)
         for n, block in enumerate(self.model.layers):
             layer_cache = None if cache is None else cache.layers[n]
-            layer_seeds = None if seeds is None else seeds + 2 * n
+            layer_seeds = None if seeds is None else seeds + 2 * n  # a block has two places
             x = block(x, rope, mask, layer_cache, layer_seeds)
         return x
 
@@ -284,8 +285,8 @@ class Decoder(Model):
         """(B, 1, T, T), True where a query may look at a key: the same review, not later, less than
         chunk_size back.
 
-        A pass that is compiled for a GPU, in a short format, gets it as a BlockMask: the rule
-        itself goes into the kernel, which keeps no (T, T) in memory (FlexAttention, Dong et al.
+        A pass that is compiled for a GPU, in 16 bits, gets it as a BlockMask: the rule itself
+        goes into the kernel, which keeps no (T, T) in memory (FlexAttention, Dong et al.
         2024, arXiv:2412.05496).
         """
         is_eos = idx == self.config.eos
@@ -494,8 +495,8 @@ def generate(model, idx, max_token, banned=(), rival_ids=(), guidance=0.0, step=
     are written. A closed row goes on saying `</s>`. Ids in `banned` are never written. step is
     next_logits(), or something faster that computes the same. `sampling` goes to sample_ids().
 
-    Guidance makes the model insist on its rating (Ho & Salimans 2022, arXiv:2207.12598). It adds to
-    the score of every id: log P(id | text) + guidance * log P(start | text, id). By Bayes' rule
+    Guidance makes the model insist on its rating (Ho & Salimans 2022, arXiv:2207.12598). The score
+    of an id is log P(id | start, text) + guidance * log P(start | text, id). By Bayes' rule
         P(start | text, id) = P(start, text, id) / sum of P(s, text, id) over start and rival_ids,
     so the text is read R times at once: under its own start, and under each rival.
     """

@@ -70,9 +70,17 @@ def main():
         raise UserError(error) from None
     except KeyboardInterrupt:
         raise UserError('interrupted; what was there before is there still') from None
-    more = ' --mode=manual' if mode == 'manual' else ''
+    print0(f'ready: python train.py {training_flags(folder)}')
+
+
+def training_flags(folder):
+    """What train.py is to be told: the config file that is made for this folder, or names."""
     name = folder.resolve().name
-    print0(f'ready: python train.py --data_dir={folder} --out_dir=out/{name}{more}')
+    manual = mode == 'manual'
+    config = Path('config', f'{name}_manual.py' if manual else f'{name}.py')
+    if folder == Path('data', name) and config.exists():
+        return config
+    return f'--data_dir={folder} --out_dir=out/{name}' + (' --mode=manual' if manual else '')
 
 
 # --- before any work ---
@@ -199,7 +207,7 @@ def vocabulary_meta(vocab, texts):
         'vocab_size': vocab.size,
         'vocabulary': vocab.file,
         'eos': vocab.eos,
-        'starts': dict(zip(names, vocab.rating_ids)),  # the id that opens a review of each rating
+        'starts': dict(zip(names, vocab.start_ids)),  # the start token of each rating
         'sources': [],
     }
     about_texts = texts / 'meta.json'
@@ -226,7 +234,7 @@ def tokenizer_config(vocab, tokenizer):
         'clean_up_tokenization_spaces': False,
         'eos_token': eos,
         'pad_token': eos,
-        'bos_token': tokenizer.id_to_token(vocab.rating_ids[-1]),
+        'bos_token': tokenizer.id_to_token(vocab.start_ids[-1]),
     }
 
 

@@ -28,7 +28,7 @@ from parts.scoring import rating_log_probs
 model_path = ''            # a model folder ('': the newest under out/)
 prompt = None              # how the review begins ('': from nothing; none: ask for it)
 rating = ''                # positive, negative, ambiguous (1, 0, 2; 긍정, 부정, 보통); '': any
-guidance = 1.0             # how strongly to insist on the rating asked for (0: not at all)
+guidance = 1.0             # how strongly to insist on the rating asked for (0: its start token must do)
 num_samples = 1            # how many reviews
 max_token = 200            # tokens at most; a review mostly ends before
 temperature = 0.8          # below 1 likelier, above 1 wilder; 0: always the likeliest
@@ -137,7 +137,7 @@ def write_reviews(model, vocabulary, beginning, generator):
     rating = asked_rating()
     rival_ids = []                                            # the ratings guidance keeps away from
     if rating is not None and settings.guidance > 0:
-        rival_ids = [i for n, i in enumerate(vocabulary.rating_ids[:-1]) if n != rating]
+        rival_ids = [i for n, i in enumerate(vocabulary.rating_ids) if n != rating]
     n_rows = rows_at_once(model.config, len(ids) + 2, n_readings=1 + len(rival_ids))
     for first in range(0, settings.num_samples, n_rows):
         B = min(n_rows, settings.num_samples - first)
@@ -164,16 +164,16 @@ def rows_at_once(config, T, n_readings):
 
 @torch.inference_mode()
 def draw_ratings(model, vocabulary, B, generator):
-    """B indices into rating_ids, drawn from what the model expects after a lone `</s>`."""
+    """B indices into start_ids, drawn from what the model expects after a lone `</s>`."""
     idx = torch.tensor([[vocabulary.eos]], device=generator.device)
-    logits = model(idx)[0, -1, vocabulary.rating_ids].float()
+    logits = model(idx)[0, -1, vocabulary.start_ids].float()
     shares = logits.softmax(dim=0)
     return torch.multinomial(shares, B, replacement=True, generator=generator).tolist()
 
 
 def write_batch(model, vocabulary, ids, ratings, rival_ids, generator):
     """Print a review of each of the ratings (B,), all beginning with ids. One alone is streamed."""
-    rows = [[vocabulary.eos, vocabulary.rating_ids[rating], *ids] for rating in ratings]
+    rows = [[vocabulary.eos, vocabulary.start_ids[rating], *ids] for rating in ratings]
     idx = torch.tensor(rows, device=generator.device)         # (B, T)
     columns = generate(                                       # yields (B,), one id a row
         model, idx, settings.max_token, vocabulary.banned, rival_ids, settings.guidance,
@@ -187,8 +187,8 @@ def write_batch(model, vocabulary, ids, ratings, rival_ids, generator):
     else:
         written = collect_reviews(vocabulary, ids, columns, len(ratings))
     if settings.show_rating:
-        log_joint = rating_log_probs(model, written, vocabulary.rating_ids[:-1])
-        shares = log_joint.softmax(dim=1).tolist()            # P(rating | text), (B, ratings)
+        log_probs = rating_log_probs(model, written, vocabulary.rating_ids)
+        shares = log_probs.softmax(dim=1).tolist()            # P(rating | text), (B, R)
     for n, row in enumerate(written):
         if not streamed:
             print(labels[n] + vocabulary.decode(row))

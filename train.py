@@ -3,7 +3,7 @@
     python train.py config/demo.py                                     one process, CPU or GPU
     torchrun --standalone --nproc_per_node=4 train.py config/kr3.py    four GPUs, the same losses
     python train.py --out_dir=out/demo --init_from=resume              go on where a run stopped
-    python train.py --init_from=out/kr3 --data_dir=data/mine --out_dir=out/mine         fine-tune
+    python train.py --init_from=out/kr3 --data_dir=data/mine_kr3 --out_dir=out/mine_kr3 fine-tune
 
     train.bin → shuffled reviews → rows (R, T+1) → batch (B, T+1) of step s → loss → gradients
     → optimizer → out_dir/
@@ -68,14 +68,14 @@ dropout = 0.0          # share of activations dropped in training; 0.1 where dat
 batch_size = 16        # rows of chunk_size per optimizer step, over all processes together
 micro_batch = 0        # rows per forward pass of one process, to fit its memory (0: its share)
 epochs = 1             # passes over the data
-n_tokens = 0.0         # million tokens per epoch (0: all there are)
+n_tokens = 0.0         # million tokens per epoch, each time another random part (0: all there are)
 read_share = 0.7       # share of the rows where the rating is hidden and asked for at the end
 read_weight = 10.0     # what a rating counts there, in tokens
-counts = True          # begin as a bigram model, by counting what follows what (if not tied)
+counts = True          # begin as a bigram model: count in train.bin what follows what (not if tied)
 optimizer = 'muon'     # muon: Muon for the matrices, AdamW for the rest; adamw: AdamW for all
 lr = 6e-3              # peak learning rate
 weight_decay = 0.1     # pull of the weights towards zero, per step and unit of learning rate
-table_decay = 0.0      # what embedding and head forget in an epoch; 1 where data come back often
+table_decay = 0.0      # pull of embedding and head towards zero, per epoch; 1 if data come back often
 warmup = 0             # steps of rising learning rate (0: a fiftieth of the run)
 grad_clip = 1.0        # longest gradient allowed (0: any)
 eval_interval = 0      # steps between validations, each saving the state (0: some ten a run)
@@ -141,7 +141,7 @@ class Trainer:
         self.step, self.best, self.seconds = 0, math.inf, 0.0
         self.model = (base or new_model(run, data, checkpoint)).to(device)
         self.model.config.reads = data.reads
-        self.rating_ids = torch.tensor(data.starts[:-1], device=device)
+        self.rating_ids = torch.tensor(data.start_ids[:-1], device=device)
         self.first_weights(checkpoint, base)
         self.teachers = open_teachers(run.teachers, Path(run.data_dir, run.mode), device)
         self.choose_computation(checkpoint)
@@ -229,7 +229,7 @@ class Trainer:
             seeds = self.batches.dropout_seeds(self.step)[first:end]
         if self.data.reads:
             read = self.batches.rows_to_read(self.step, self.run.read_share)[first:end]
-            x, ratings = hide_ratings(x, y, read, self.data.eos, self.data.starts)
+            x, ratings = hide_ratings(x, y, read, self.data.eos, self.data.start_ids)
         return [x, y, seeds, ratings], n_targets
 
     def forward_backward(self, batch, n_targets):
@@ -397,10 +397,12 @@ class Trainer:
     def save_model(self, val_loss):
         """The model folder: the best so far on validation."""
         from parts.folder import model_card, save_model  # here, for it is slow to import
+        n_tokens = self.step * self.batches.tokens_per_step
         meta = {
             **self.data.meta,
             'step': self.step,
-            'tokens': self.step * self.batches.tokens_per_step,
+            'tokens': n_tokens,
+            'training_flops': self.flops_per_token * n_tokens,
             'val_loss': val_loss,
             'bits_per_char': val_loss * self.data.to_bits_per_char,
             'data_dir': self.run.data_dir,

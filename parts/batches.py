@@ -83,7 +83,8 @@ class Batches:
     1. The reviews are shuffled. More than a million are shuffled in small groups of neighbours.
     2. The order is cut into shards of shard_steps steps.
     3. The reviews of a shard are shuffled, packed into rows, and the rows are shuffled.
-    Each row comes once. About one row in a hundred is left over at the end of a shard and left out.
+    Each row comes once. Rows are not quite full, so some are left over at the end of a shard and
+    left out: 0.2% with reviews of mixed lengths, more where all are a little too long for a row.
     """
 
     def __init__(self, tokens, review_offsets, eos, chunk_size, batch_size, tokens_per_epoch, seed):
@@ -189,13 +190,13 @@ def inputs_and_targets(rows, eos):
     return x, y
 
 
-def hide_ratings(x, y, read, eos, starts):
-    """In the rows that are read, ask for the rating at the end instead of telling it at the start.
+def hide_ratings(x, y, read, eos, start_ids):
+    """In the rows marked in `read`, ask for the rating at the end, do not tell it at the start.
 
         x   </s> <pos> it  was good        y   <pos> it  was good </s>       ratings   -  -  -  -  -
         x   </s> <s>   it  was good        y   <pos> it  was good </s>       ratings   -  -  -  -  1
 
-    x and y (B, T), read (B,) bool. starts: the ids of the ratings 0, 1 …, then that of `<s>`.
+    x and y (B, T), read (B,) bool. start_ids: those of the ratings 0, 1 …, then `<s>`.
     Returns (x with `<s>` in place of the ratings, ratings (B, T)); ratings is -1 where none is
     asked for. Reviews without a rating stay as they are. One that goes on in another row is not
     asked: its end is not here.
@@ -203,7 +204,7 @@ def hide_ratings(x, y, read, eos, starts):
     position = torch.arange(x.shape[1])
     opened = torch.where(x == eos, position, -1).cummax(dim=1).values  # of each one's review
     start = x.gather(1, (opened + 1).clamp(max=x.shape[1] - 1))        # its second token
-    *rating_ids, no_rating = starts
+    *rating_ids, no_rating = start_ids
     rating = torch.full_like(x, -1)
     for n, rating_id in enumerate(rating_ids):
         rating[(start == rating_id) & read[:, None]] = n

@@ -408,7 +408,7 @@ def card_example(meta, reads):
     """The section of the card that shows how to write a review with Transformers, and where the
     model reads, how to ask it for a rating.
     """
-    starts = meta['starts']            # rating → the id that opens a review of it
+    starts = meta['starts']            # rating → its start token
     ratings = []
     for n, (english, _) in enumerate(RATING_NAMES):
         if str(n) not in starts:
@@ -435,7 +435,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 folder = "."  # this folder, or its name on the Hub
 model = AutoModelForCausalLM.from_pretrained(folder)
 tokenizer = AutoTokenizer.from_pretrained(folder)
-rating = {starts['1']}  # the id that opens a review: {', '.join(ratings)}
+rating = {starts['1']}  # the start token: {', '.join(ratings)}
 text = tokenizer.encode("김치찌개가", add_special_tokens=False)
 ids = torch.tensor([[{meta['eos']}, rating, *text]])
 written = model.generate(ids, max_new_tokens=100, do_sample=True)

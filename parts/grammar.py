@@ -113,7 +113,7 @@ ASPECTS = {
 }
 LUKEWARM = '무난했*3|나쁘지 않았*2|보통이었*2|그저 그랬*2|쏘쏘였'  # of anything
 
-# a tone is a place in these: before a predicate, and at the start of a body
+# a tone is an index into these: words before a predicate, and at the start of a body
 GOOD, BAD, MEH = range(3)
 ADVERB = (
     '*5|정말 *3|진짜 *3|너무 *2|참 |무척 ',

@@ -1,6 +1,6 @@
 """Reviews packed into rows: many short texts side by side, so that hardly a place stays empty.
 
-    lengths 9 24 24 31 …, T = 64  →  rows 31+24+9, 24+… , of which 99.9% is text
+    lengths 9 24 24 31 …, T = 64  →  rows 31+24+9, 24+…
 
 On a first reading, it is enough to know what Packing.fill() returns.
 """

@@ -127,12 +127,12 @@ def load_data(run, meta, checkpoint):
     for name in ('tokenizer.json', 'tokenizer_config.json', meta['vocabulary']):
         vocabulary_files[name] = (folder / name).read_bytes()
     rating_ids = [start for name, start in meta['starts'].items() if name != 'unknown']
-    starts = [*rating_ids, meta['starts']['unknown']]
+    start_ids = [*rating_ids, meta['starts']['unknown']]
     # the ffn is not asked for ratings: at the end of a text it sees the last words alone
     asks = run.arch == 'decoder' and run.read_share > 0
     reads = asks and tell_ratings(tokens, review_offsets, rating_ids)
     return SimpleNamespace(
-        meta=meta, eos=eos, starts=starts, reads=reads, tokens=tokens, checksum=checksum,
+        meta=meta, eos=eos, start_ids=start_ids, reads=reads, tokens=tokens, checksum=checksum,
         batches=batches, steps=steps, tokens_per_epoch=tokens_per_epoch,
         rows_per_rank=rows_per_rank, micro_rows=micro_rows, val_rows=val_rows,
         to_bits_per_char=to_bits_per_char, floor=meta.get('floor_bits_per_char'),

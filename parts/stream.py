@@ -87,7 +87,7 @@ def encode_lines(vocab, path, batch):
     encoded = vocab.encode(texts)
     parts = []
     for rating, ids in zip(ratings, encoded):
-        parts.append((vocab.eos, vocab.rating_ids[rating]))
+        parts.append((vocab.eos, vocab.start_ids[rating]))
         parts.append(ids)
     lengths = np.array([2 + len(ids) for ids in encoded])
     ids = np.fromiter(chain.from_iterable(parts), np.uint16, count=lengths.sum())

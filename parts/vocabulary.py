@@ -26,7 +26,8 @@ class Vocabulary:
 
     size         how many ids there are
     eos          the id of `</s>`
-    rating_ids   the ids of the ratings 0, 1, 2; at -1 that of `<s>`, for a review without a rating
+    rating_ids   the start tokens of the ratings 0, 1, 2
+    start_ids    the same, then `<s>`, which starts a review without a rating (its rating is -1)
     banned       ids that are never written inside a review
     file         the name of the vocabulary's file
     content      the bytes of that file
@@ -38,7 +39,8 @@ class Vocabulary:
         if len(set(ids)) < len(ids):
             raise UserError(f'it lacks one of {" ".join(CONTROL_TOKENS)}')
         self.eos, no_rating, *ratings = control_ids
-        self.rating_ids = [*ratings, no_rating]
+        self.rating_ids = ratings
+        self.start_ids = [*ratings, no_rating]
         self.banned = [no_rating, *ratings, *unknown_ids]
 
     def encode(self, texts):
@@ -214,7 +216,7 @@ class HubTokenizer(Vocabulary):
         return [encoding.ids for encoding in encodings]
 
     def decode(self, ids):
-        control_ids = {self.eos, *self.rating_ids}
+        control_ids = {self.eos, *self.start_ids}
         plain = [int(i) for i in ids if i not in control_ids]
         return self.tokenizer.decode(plain, skip_special_tokens=False)
 

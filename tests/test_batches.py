@@ -207,7 +207,7 @@ def test_each_row_of_each_step_has_a_dropout_seed_of_its_own():
 
 
 def test_a_hidden_rating_is_asked_for_at_the_end_of_its_review():
-    starts = [3, 4, 5, 1]                                     # ids of ratings 0, 1, 2 and of <s>
+    start_ids = [3, 4, 5, 1]                                   # ids of ratings 0, 1, 2 and of <s>
     text_that_goes_on = [EOS, 5, 20, 21, 22, 23, 24, 25, 26]  # its </s> comes a row later
     rest_of_a_text = [30, 31, EOS, 4, 32, EOS, EOS, EOS, EOS]  # its rating is a row before
     unrated = [EOS, 1, 40, EOS, 3, EOS, 4, 41, EOS]           # and a review without a word
@@ -215,7 +215,7 @@ def test_a_hidden_rating_is_asked_for_at_the_end_of_its_review():
     x, y = inputs_and_targets(rows, EOS)
     told = x.clone()
     read = torch.tensor([True, True, True, False])
-    hidden, ratings = hide_ratings(x, y, read, EOS, starts)
+    hidden, ratings = hide_ratings(x, y, read, EOS, start_ids)
     assert torch.equal(x, told)
     assert hidden.tolist() == [
         [30, 31, EOS, 1, 32, EOS, EOS, EOS],

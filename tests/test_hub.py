@@ -290,7 +290,7 @@ def test_a_tokenizer_of_a_hub_repository(hub, tmp_path):
     assert 'owner/model-2: licence' in out
     assert '9 ids' in out
     vocab = load_vocabulary(tmp_path / 'data/demo/tokenizer')
-    assert (vocab.eos, vocab.rating_ids, vocab.size) == (1, [6, 7, 8, 5], 9)
+    assert (vocab.eos, vocab.start_ids, vocab.size) == (1, [6, 7, 8, 5], 9)
     assert vocab.encode(['맛있맛</s>'])[0][:2] == [4, 2]
 
 

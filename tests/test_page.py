@@ -232,7 +232,7 @@ def test_shared_keys_tied_weights_and_a_window_shorter_than_the_text(browser, de
     _, meta, vocabulary = decoder
     torch.manual_seed(0)
     config = Config(vocabulary.size, d_model=32, d_ffn=48, n_layers=2, nhead=4, nkv=2, head_dim=6,
-                    chunk_size=5, tied=True, eos=vocabulary.eos, bos=vocabulary.rating_ids[-1])
+                    chunk_size=5, tied=True, eos=vocabulary.eos, bos=vocabulary.start_ids[-1])
     model = build(config).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
@@ -327,7 +327,7 @@ def test_a_typed_sentence_is_rated_as_eval_py_rates_it(browser, decoder, tmp_pat
     browser.wait(f"tokens.at(-1).written === '{text}'")
     ids = vocabulary.encode([text])
     with torch.inference_mode():
-        log_probs = rating_log_probs(model, ids, vocabulary.rating_ids[:-1])
+        log_probs = rating_log_probs(model, ids, vocabulary.rating_ids)
     probs = log_probs.softmax(dim=1)[0].tolist()
     negative, positive, ambiguous = (f'{100 * p:.{1 if p < 0.0995 else 0}f}%' for p in probs)
     assert browser.run("return $('verdict').textContent").endswith(
@@ -429,7 +429,7 @@ def test_a_model_of_unrated_reviews_writes_too(browser, decoder, tmp_path):
     model = copy.deepcopy(model)
     with torch.no_grad():  # <s> is all that may open a review
         opening = model.model.norm(model.hidden(torch.tensor([[vocabulary.eos]])))[0, 0]
-        model.lm_head.weight[vocabulary.rating_ids[-1]] = 30 * opening / opening.norm()
+        model.lm_head.weight[vocabulary.start_ids[-1]] = 30 * opening / opening.norm()
     open_page(browser, tmp_path / 'page.html', model, meta, vocabulary)
     assert browser.run('return ratings.map(rating => rating.name)') == ['평점 없음 unrated']
     browser.click('#step')

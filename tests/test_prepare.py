@@ -337,6 +337,19 @@ def test_pieces_are_learned_from_one_long_review_too(tmp_path):
     assert len(vocab.encode(['국수가 맛있고 국물이 진하다'])[0]) < 6
 
 
+def test_it_ends_with_the_words_that_train(tmp_path):
+    lines = [f'{GOOD} {i}\n' for i in range(80)]
+    (tmp_path / 'mine.txt').write_text(''.join(lines), 'utf-8')
+    words = ['--source=mine.txt', '--vocab_size=300']
+    flags = '--data_dir=data/mine --out_dir=out/mine'
+    assert works(tmp_path, *words).endswith(f'\nready: python train.py {flags}\n')
+    manual = works(tmp_path, *words, '--mode=manual')
+    assert manual.endswith(f'\nready: python train.py {flags} --mode=manual\n')
+    (tmp_path / 'config').mkdir()
+    (tmp_path / 'config/mine.py').touch()  # as config/demo.py is there for data/demo
+    assert works(tmp_path, *words).endswith('\nready: python train.py config/mine.py\n')
+
+
 def test_a_fourth_rating_is_one_more_line(tmp_path):
     """In a copy of the project: the token, the names, the labels and the ids all follow."""
     shutil.copytree(ROOT / 'parts', tmp_path / 'parts')
@@ -565,16 +578,16 @@ def test_any_clean_text_comes_back(vocabularies, text):
 def test_typed_control_tokens_are_text(vocabularies, text, control):
     for vocab in vocabularies:
         ids = vocab.encode([clean(text + control + text)])[0]
-        assert not {vocab.eos, *vocab.rating_ids} & set(ids)
+        assert not {vocab.eos, *vocab.start_ids} & set(ids)
         assert isinstance(vocab, Characters) or control in vocab.decode(ids)
 
 
 def test_what_a_control_id_means(vocabularies):
     for vocab in vocabularies:
-        control_ids = {vocab.eos, *vocab.rating_ids}
+        control_ids = {vocab.eos, *vocab.start_ids}
         assert len(control_ids) == len(CONTROL_TOKENS) == 5
         assert max(control_ids) < vocab.size
-        assert set(vocab.rating_ids) < set(vocab.banned)
+        assert set(vocab.start_ids) < set(vocab.banned)
         assert vocab.eos not in vocab.banned
         ids = vocab.encode([GOOD])[0]
         framed = [vocab.eos, vocab.rating_ids[1], *ids, vocab.eos]
@@ -609,10 +622,10 @@ def test_a_hub_tokenizer_whose_text_could_become_a_control_id_gets_new_ones():
     ids = {'<unk>': 0, '</s>': 1, '<pos>': 2, '굿': 3, '<unused0>': 4}
     vocab = HubTokenizer(word_level(ids))
     assert vocab.encode(['</s> 굿 <pos> <unused0>']) == [[1, 3, 2, 4]]
-    assert not {1, 2, 3, 4} & {vocab.eos, *vocab.rating_ids}
+    assert not {1, 2, 3, 4} & {vocab.eos, *vocab.start_ids}
     assert vocab.size == 10
     again = HubTokenizer(vocab.content)  # as load_vocabulary reads it
-    assert (again.eos, again.rating_ids) == (vocab.eos, vocab.rating_ids)
+    assert (again.eos, again.start_ids) == (vocab.eos, vocab.start_ids)
     assert (again.size, again.content) == (vocab.size, vocab.content)
 
 
@@ -641,7 +654,7 @@ def test_the_vocabulary_of_a_folder_is_used_again(tmp_path, world, mode, other):
     a = load_vocabulary(tmp_path / 'data/demo' / mode)
     b = load_vocabulary(world / mode)
     assert a.content == b.content
-    assert (a.eos, a.rating_ids, a.size) == (b.eos, b.rating_ids, b.size)
+    assert (a.eos, a.start_ids, a.size) == (b.eos, b.start_ids, b.size)
     sentence = refused(
         tmp_path, '--source=demo', f'--model_name={world / mode}', f'--mode={other}')
     assert f'--mode={mode}' in sentence
@@ -696,7 +709,7 @@ def test_transformers_reads_the_same_ids(tmp_path, world, hub_file):
         encoded = ours.encode(texts)
         assert theirs(texts)['input_ids'] == encoded
         assert theirs.eos_token_id == theirs.pad_token_id == ours.eos
-        assert theirs.bos_token_id == ours.rating_ids[-1]
+        assert theirs.bos_token_id == ours.start_ids[-1]
         unknown = ours.unk if isinstance(ours, Characters) else -1
         for text, ids in zip(texts, encoded):
             if unknown not in ids:

@@ -55,7 +55,7 @@ def test_eval_is_the_loss_computed_by_hand(demo, models):
     nats = n_targets = n_chars = hits = 0
     for rating, text in read_split(demo / 'validation.txt'):
         ids = vocabulary.encode([text])[0]
-        review = torch.tensor([vocabulary.eos, vocabulary.rating_ids[rating], *ids, vocabulary.eos])
+        review = torch.tensor([vocabulary.eos, vocabulary.start_ids[rating], *ids, vocabulary.eos])
         inputs, targets = review[None, :-1], review[1:]
         if n_targets + len(targets) > 3000:
             break
@@ -206,7 +206,7 @@ def test_a_person_s_own_sentences_are_rated(models):
     model, vocabulary = open_folder(models / 'decoder')
     for line, words, one in zip((lines[0], lines[2]), said, objects, strict=True):
         ids = vocabulary.encode([line])
-        log_probs = rating_log_probs(model, ids, vocabulary.rating_ids[:-1])[0]
+        log_probs = rating_log_probs(model, ids, vocabulary.rating_ids)[0]
         share, best = log_probs.softmax(dim=0).max(dim=0)
         assert words == f'{NAMES[best]:9} {share:4.0%}   {line}'
         assert (one['text'], one['rating']) == (line, int(best))
@@ -226,7 +226,7 @@ def test_on_a_terminal_every_character_shows_the_surprise(name, text, models):
         return
     model, vocabulary = open_folder(models / 'manual')        # a character is a token
     ids = vocabulary.encode([text])[0]
-    rating = rating_log_probs(model, [ids], vocabulary.rating_ids[:-1])[0].argmax()
+    rating = rating_log_probs(model, [ids], vocabulary.rating_ids)[0].argmax()
     review = [vocabulary.eos, vocabulary.rating_ids[rating], *ids, vocabulary.eos]
     nats, _ = surprise(model, [review])[0]
     assert len(pieces) == len(ids)
@@ -292,7 +292,7 @@ def test_the_rating_picked_is_said_and_the_asked_one_is_written(models):
     assert set(picked) <= set(NAMES)
     review, said = write(models / 'decoder', '--prompt=', '--rating=negative', '--show_rating=true')
     model, vocabulary = open_folder(models / 'decoder')
-    log_probs = rating_log_probs(model, vocabulary.encode([review]), vocabulary.rating_ids[:-1])
+    log_probs = rating_log_probs(model, vocabulary.encode([review]), vocabulary.rating_ids)
     shares = log_probs[0].softmax(dim=0).tolist()
     words = [f'{name} {share:.0%}' for name, share in zip(NAMES, shares)]
     assert said == '    reads as ' + ', '.join(words)
@@ -305,7 +305,7 @@ def test_guidance_insists_on_the_rating_asked_for(models):
         reviews = write(models / 'decoder', '--prompt=', '--rating=부정', '--num_samples=40',
                         f'--guidance={guidance}')
         texts = vocabulary.encode(reviews)                    # guidance goes by Bayes' rule, so
-        shares = log_joint(model, texts, vocabulary.rating_ids[:-1]).softmax(dim=1)  # this does
+        shares = log_joint(model, texts, vocabulary.rating_ids).softmax(dim=1)  # this does
         return shares[:, 0].mean().item()
     assert mean_share(20) > mean_share(0) + 0.08              # little as so small a model knows
 
