@@ -1,4 +1,4 @@
-"""How good is a model? Loss, perplexity, bits per character, accuracy and sentiment.
+"""How good is a model? Loss, perplexity, bits per character, first guesses, sentiment.
 
     python eval.py                                     the newest model, on held-out reviews
     python eval.py --model_path=out/kr3,out/kr3_ffn    several models in one table
@@ -11,7 +11,8 @@
 
 Perplexity compares models of one vocabulary. Bits per character compare any two, for a character is
 a character to both. They pay for all that the model has to say: the rating, the text, and the
-`</s>` that ends it. How a model reads is told in parts/scoring.py.
+`</s>` that ends it. 'First guess' is how often the likeliest token was the right one. How a model
+reads is told in parts/scoring.py.
 """
 import math
 import os
@@ -196,7 +197,7 @@ SCORES = [                 # heading, key of the score, format
     ('loss', 'loss', '.4f'),
     ('perplexity', 'perplexity', '.2f'),
     ('bits/char', 'bits_per_char', '.4f'),
-    ('accuracy', 'accuracy', '.1%'),
+    ('first guess', 'accuracy', '.1%'),
 ]
 FLOOR = [('above the floor', 'above_floor', '+.1%')]
 SENTIMENT = [

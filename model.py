@@ -495,6 +495,11 @@ def generate(model, idx, max_token, banned=(), rival_ids=(), guidance=0.0, step=
     are written. A closed row goes on saying `</s>`. Ids in `banned` are never written. step is
     next_logits(), or something faster that computes the same. `sampling` goes to sample_ids().
 
+    Without cache, guidance and </s>, all of it would be
+        for _ in range(max_token):
+            ids = sample_ids(model(idx)[:, -1])               # what the last position says: (B,)
+            idx = torch.cat((idx, ids[:, None]), dim=1)       # (B, T) → (B, T+1)
+
     Guidance makes the model insist on its rating (Ho & Salimans 2022, arXiv:2207.12598). The score
     of an id is log P(id | start, text) + guidance * log P(start | text, id). By Bayes' rule
         P(start | text, id) = P(start, text, id) / sum of P(s, text, id) over start and rival_ids,

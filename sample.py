@@ -28,7 +28,7 @@ from parts.scoring import rating_log_probs
 model_path = ''            # a model folder ('': the newest under out/)
 prompt = None              # how the review begins ('': from nothing; none: ask for it)
 rating = ''                # positive, negative, ambiguous (1, 0, 2; 긍정, 부정, 보통); '': any
-guidance = 1.0             # how strongly to insist on the rating asked for (0: its start token must do)
+guidance = 1.0             # how much to insist on the rating asked for (0: its token must do)
 num_samples = 1            # how many reviews
 max_token = 200            # tokens at most; a review mostly ends before
 temperature = 0.8          # below 1 likelier, above 1 wilder; 0: always the likeliest

@@ -75,7 +75,7 @@ counts = True          # begin as a bigram model: count in train.bin what follow
 optimizer = 'muon'     # muon: Muon for the matrices, AdamW for the rest; adamw: AdamW for all
 lr = 6e-3              # peak learning rate
 weight_decay = 0.1     # pull of the weights towards zero, per step and unit of learning rate
-table_decay = 0.0      # pull of embedding and head towards zero, per epoch; 1 if data come back often
+table_decay = 0.0      # pull of embedding and head to zero, per epoch; 1 if data come back often
 warmup = 0             # steps of rising learning rate (0: a fiftieth of the run)
 grad_clip = 1.0        # longest gradient allowed (0: any)
 eval_interval = 0      # steps between validations, each saving the state (0: some ten a run)
@@ -373,7 +373,7 @@ class Trainer:
             'train_loss': f'{mean:.5f}',
             'val_loss': '' if val_loss is None else f'{val_loss:.5f}',
             'bits_per_char': bits,
-            'lr': f'{self.lr_at(self.step):.3e}',
+            'lr': f'{self.lr_at(self.step - 1):.3e}',
         }
         run_files.append_log(self.out, row)
         if self.run.wandb:

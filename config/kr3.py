@@ -5,6 +5,6 @@ d_model = 512
 n_layers = 8
 batch_size = 64       # rows of 256 tokens: 16,384 a step; why not more: docs/LOG.md
 epochs = 8            # in a scale model 4 gave 4.26 bits/char, 8 4.22, 16 4.24: docs/LOG.md
-dropout = 0.1         # the same 41M tokens come back: without it 8 epochs gave 4.36, with 0.2 4.26
+dropout = 0.1         # some 41M tokens come back: without it 8 epochs gave 4.36, with 0.2 4.26
 table_decay = 1       # embedding and head forget: 4.193 with it, 4.222 without, over three seeds
 read_share = 0.5      # eight epochs ask for each rating some four times; 0.7 costs more bits

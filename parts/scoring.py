@@ -128,7 +128,7 @@ def asked_ratings(model, texts, rating_ids, batch_tokens=8192):
     pieces = []                                               # (number of the text, 0, ids)
     for number, text in enumerate(texts):
         for first in range(0, max(1, len(text)), most):
-            pieces.append((number, 0, [eos, bos, *text[first:first + most], eos]))
+            pieces.append((number, 0, [eos, bos, *text[first:first + most], eos]))  # no eos is read
     sums = torch.zeros(len(texts), len(rating_ids), device=device)
     n_pieces = torch.zeros(len(texts), 1, device=device)
     for batch in batches_by_length(pieces, batch_tokens):

@@ -60,7 +60,7 @@ def test_the_log_tells_how_the_run_went(demo, models):
     assert seconds == sorted(seconds)
     rates = [float(row['lr']) for row in rows]
     assert max(rates) <= 6e-3
-    assert rates[-1] == 0
+    assert 0 < rates[-1] < 1e-3 * max(rates)
 
 
 def test_a_run_begins_as_a_bigram_model(demo, models):
