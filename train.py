@@ -98,8 +98,8 @@ def main():
         meta = read_meta(run.data_dir, run.mode)
         if rank == 0:
             run_files.lock_folder(out)
-        stop = StopRequest()
         start_process(device)
+        stop = StopRequest()
         run, base, about = fine_tuned_model(run, meta, checkpoint)
         data = load_data(run, {**meta, **about}, checkpoint)
         if checkpoint and checkpoint['step'] >= data.steps:
@@ -140,6 +140,7 @@ class Trainer:
         self.log_interval = run.log_interval or max(1, self.steps // 40)
         self.step, self.best, self.seconds = 0, math.inf, 0.0
         self.model = (base or new_model(run, data, checkpoint)).to(device)
+        self.parallel = self.model                            # until share_gradients() wraps it
         self.model.config.reads = data.reads
         self.rating_ids = torch.tensor(data.start_ids[:-1], device=device)
         self.first_weights(checkpoint, base)
@@ -155,11 +156,8 @@ class Trainer:
         if checkpoint:
             load_optimizer_states(self.optimizers, checkpoint['optimizers'])
             self.scaler.load_state_dict(checkpoint['scaler'])
-        self.parallel = self.model
         if world_size > 1:
-            devices = [device.index] if device.type == 'cuda' else None
-            self.parallel = DistributedDataParallel(self.model, device_ids=devices,
-                                                    gradient_as_bucket_view=True)
+            self.share_gradients()
 
         if rank == 0:
             run_files.start_log(out, self.step)
@@ -212,6 +210,16 @@ class Trainer:
         if compiled:
             checked = compile_and_check(self.model, self.one_pass, self.dtype, device)
             self.compiled, self.dtype = checked
+
+    def share_gradients(self):
+        """From now on a backward pass adds up the gradients of all processes."""
+        devices = [self.device.index] if self.device.type == 'cuda' else None
+        self.parallel = DistributedDataParallel(self.model, device_ids=devices,
+                                                gradient_as_bucket_view=True)
+        # After its first pass it arranges the gradients anew, and on their place depends in which
+        # order three processes are added. A resumed run must not be the only one to arrange them.
+        self.one_pass(self.dtype)
+        self.model.zero_grad(set_to_none=True)
 
     # --- one step ---
 
@@ -288,10 +296,10 @@ class Trainer:
         self.steps_since_log += 1
 
     def one_pass(self, dtype):
-        """Forward and backward of the first micro-batch, this process alone; returns its loss, of
-        a row: that of a token is too small a number for float16."""
+        """Forward and backward of the next step's first micro-batch; returns its loss, of a row: that
+        of a token is too small a number for float16."""
         batch, _ = self.next_batch()
-        _, loss = self.losses(self.model, slice_rows(batch, 0, self.micro_rows), dtype)
+        _, loss = self.losses(self.parallel, slice_rows(batch, 0, self.micro_rows), dtype)
         loss = loss / self.micro_rows
         loss.backward()
         return loss.detach()
@@ -435,16 +443,21 @@ class Trainer:
         })
 
     def stopped(self, stop):
-        wait_for_all()
+        self.close()
         print0(f'stopped at step {self.step:,} of {self.steps:,}; '
                f'go on with: python train.py --out_dir={self.out} --init_from=resume')
         return stop.exit_status
+
+    def close(self):
+        if rank == 0 and self.run.wandb:
+            self.wandb.finish()
+        wait_for_all()
 
     def finished(self):
         if rank == 0:
             from parts.pictures import draw_losses
             draw_losses(self.out, self.data.floor)
-        wait_for_all()
+        self.close()
         print0(f'best validation loss {self.best:.4f}, kept in {self.out}; '
                f'write with: python sample.py --model_path={self.out}')
         if self.run.arch == 'decoder':

@@ -52,6 +52,7 @@ def compile_and_check(model, one_pass, dtype, device):
         return True, dtype
     print0(f'not compiled: {problem or "another process could not"}')
     model._compiled_call_impl = None
+    model.zero_grad(set_to_none=True)  # of a pass that failed midway
     torch._dynamo.reset()
     finite = all(math.isfinite(value) for value in plain.values())
     if happened_anywhere(not finite, device):

@@ -60,7 +60,7 @@ def test_compiled_and_measured_it_computes_what_the_plain_model_does(demo, tmp_p
 
 @needs_compiler
 def test_two_compiled_processes(demo, tmp_path):
-    flags = [f'--data_dir={demo}', *SIZES]
+    flags = [f'--data_dir={demo}', *SIZES, '--device=cpu']    # one GPU would not do for two
     run('train.py', *flags, f'--out_dir={tmp_path / "two"}', '--compile=true', nproc=2)
     run('train.py', *flags, f'--out_dir={tmp_path / "one"}', '--compile=false')
     one = final_loss(tmp_path / 'one')

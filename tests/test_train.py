@@ -342,6 +342,9 @@ class Run:
     def log(self, values, step):
         print(json.dumps({'step_told': step, **values}))
 
+    def finish(self):
+        print('project closed')
+
 def init(project, name, config):
     print('project', project, config['d_model'])
     return Run()
@@ -360,6 +363,7 @@ def test_showing_reviews_and_logging_elsewhere_change_nothing(demo, tmp_path):
     assert said.count('    negative   ') == 2
     assert said.count('    ambiguous  ') == 2
     assert 'project reviews 32' in said
+    assert 'project closed' in said
     told = [json.loads(line) for line in said.splitlines() if line.startswith('{')]
     steps_told = [row['step_told'] for row in told]
     rows = log(shown)
