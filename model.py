@@ -69,7 +69,7 @@ class Config:
 
 class RMSNorm(nn.RMSNorm):
     """Scale to unit root mean square, times a learned gain (Zhang & Sennrich 2019,
-    arXiv:1910.07467). The gain takes the format of x, which autocast makes a short one for q and k.
+    arXiv:1910.07467). The gain takes the format of x: q and k may have 16 bits.
     """
 
     def forward(self, x):

@@ -101,6 +101,7 @@ def draw_scaling(rows, path):
     costs = [training_flops(row) for row in rows]
     bits = [row['bits_per_char'] for row in rows]
     axes.plot(costs, bits, 'o-')
+    axes.margins(0.12)
     for cost, y, row in zip(costs, bits, rows):
         label = f'{row["parameters"] / 1e6:.2f}M'
         axes.annotate(label, (cost, y), xytext=(6, 6), textcoords='offset points')

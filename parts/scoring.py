@@ -108,8 +108,8 @@ def pad(rows, eos, device):
 def rating_log_probs(model, texts, rating_ids, batch_tokens=8192):
     """(N, R) in nats for N texts and R ratings. The softmax of a row is P(rating | text).
 
-    texts: lists of ids without control tokens. rating_ids (R,): their start
-    tokens. A model that was trained for it is asked; for others Bayes' rule is used.
+    texts: lists of ids without control tokens. rating_ids (R,): the start tokens of the ratings.
+    A model that was trained for it is asked; for others Bayes' rule is used.
     """
     if model.config.reads:
         return asked_ratings(model, texts, rating_ids, batch_tokens)
