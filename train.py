@@ -296,8 +296,8 @@ class Trainer:
         self.steps_since_log += 1
 
     def one_pass(self, dtype):
-        """Forward and backward of the next step's first micro-batch; returns its loss, of a row: that
-        of a token is too small a number for float16."""
+        """Forward and backward of the next step's first micro-batch; returns its loss, of a row:
+        that of a token is too small a number for float16."""
         batch, _ = self.next_batch()
         _, loss = self.losses(self.parallel, slice_rows(batch, 0, self.micro_rows), dtype)
         loss = loss / self.micro_rows

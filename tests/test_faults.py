@@ -137,7 +137,8 @@ def kill_after_a_save(running, folder, delay):
 
 
 @needs_proc
-@pytest.mark.parametrize('arch, nproc', [('decoder', 0), ('ffn', 0), ('decoder', 2), ('decoder', 4)])
+@pytest.mark.parametrize('arch, nproc',
+                         [('decoder', 0), ('ffn', 0), ('decoder', 2), ('decoder', 4)])
 @pytest.mark.parametrize('kills', [1, pytest.param(50, marks=long)])
 def test_killed_and_resumed_is_never_having_stopped(arch, nproc, kills, demo, tmp_path):
     """The run saves at every second step and is killed at random, often in the middle of a save."""

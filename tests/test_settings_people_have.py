@@ -153,7 +153,7 @@ def test_a_compiler_whose_gradients_are_not_finite_is_not_trusted(demo, tmp_path
 # --- config files ---
 
 @pytest.mark.parametrize('name, T, steps, flags', [
-    ('demo', 256, 8, []),
+    ('demo', 256, 4, []),
     ('kr3', 256, 2, []),
     ('kr3_ffn', 256, 2, []),
     ('kr3_manual', 512, 2, []),
