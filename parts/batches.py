@@ -84,7 +84,7 @@ class Batches:
     2. The order is cut into shards of shard_steps steps.
     3. The reviews of a shard are shuffled, packed into rows, and the rows are shuffled.
     Each row comes once. Rows are not quite full, so some are left over at the end of a shard and
-    left out: 0.2% with reviews of mixed lengths, more where all are a little too long for a row.
+    left out: 0.2% with reviews of mixed lengths, more where many leave a gap that none fits into.
     """
 
     def __init__(self, tokens, review_offsets, eos, chunk_size, batch_size, tokens_per_epoch, seed):

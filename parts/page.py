@@ -150,7 +150,7 @@ def known_ratings(model, vocabulary):
     They are those that may follow a lone `</s>`. Where no review was rated it is `<s>` alone.
     """
     idx = torch.tensor([[vocabulary.eos]], device=model.lm_head.weight.device)
-    logits = model(idx)[0, -1, vocabulary.start_ids]         # (R + 1,)
+    logits = model(idx)[0, -1, vocabulary.start_ids]          # (R + 1,)
     prior = logits.float().softmax(dim=0).tolist()
     names = [f'{korean} {english}' for english, korean in RATING_NAMES]
     known = [n for n in range(len(names)) if prior[n] > 0.001]
