@@ -20,17 +20,20 @@ from pathlib import Path
 TYPE_NAMES = {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'a string'}
 
 
-def configure(script_globals, argv=None):
+def configure(script_globals, also=None, argv=None):
     """Change the settings of a script (its globals()) as the command line says; change nothing when
     it is only imported.
 
-    Returns them as a namespace with one attribute each, and `given`, the set of names that a person
+    also: {name: (default, comment)} of flags that several scripts accept and one place declares.
+    Returns all as a namespace with one attribute each, and `given`, the set of names that a person
     set. Any mistake is one sentence on stderr and exit status 2.
     """
     source = Path(script_globals['__file__']).read_text(encoding='utf-8')
     comments = declared_settings(source)
     defaults = {name: script_globals[name] for name in comments}
-    given = set()
+    for name, (default, comment) in (also or {}).items():
+        defaults[name], comments[name] = default, comment
+    values, given = dict(defaults), set()
     if script_globals['__name__'] == '__main__':
         for stream in (sys.stdin, sys.stdout, sys.stderr):
             stream.reconfigure(encoding='utf-8')  # a pipe on a Korean Windows takes cp949
@@ -40,9 +43,9 @@ def configure(script_globals, argv=None):
         except SettingError as error:
             print(f'{Path(sys.argv[0]).name}: {error}', file=sys.stderr)
             raise SystemExit(2) from None
-        script_globals.update(changed)
+        values.update(changed)
         given = set(changed)
-    values = {name: script_globals[name] for name in comments}
+        script_globals.update({name: values[name] for name in declared_settings(source)})
     return types.SimpleNamespace(**values, given=given)
 
 
@@ -96,11 +99,23 @@ def read_command_line(words, defaults, description, comments):
     return changed
 
 
-def run_config_file(path, scope):
+class Scope(dict):
+    """The names that a config file sees; it remembers which of them the file assigned."""
+
+    def __init__(self, names):
+        super().__init__(names)
+        self.assigned = set()
+
+    def __setitem__(self, name, value):
+        self.assigned.add(name)
+        super().__setitem__(name, value)
+
+
+def run_config_file(path, settings):
     """Run a config file with the settings in scope; returns {name: value} of every public name it
-    set anew.
+    assigned, also where the value is the default.
     """
-    before = dict(scope)
+    scope = Scope(settings)
     try:
         exec(compile(Path(path).read_bytes(), path, 'exec'), scope)
     except Exception as error:  # whatever it is, the reader wants file, line and reason
@@ -112,9 +127,8 @@ def run_config_file(path, scope):
         raise SettingError(f'{where}: {reason}') from None
     changed = {}
     for name, value in scope.items():
-        if name.startswith('_') or isinstance(value, types.ModuleType):
-            continue
-        if name not in before or value is not before[name]:
+        private = name.startswith('_') or isinstance(value, types.ModuleType)
+        if name in scope.assigned and not private:
             changed[name] = value
     return changed
 
@@ -160,6 +174,8 @@ def convert(value, default):
     """
     if default is None and (value is None or isinstance(value, str)):
         return value
+    if isinstance(default, str) and isinstance(value, bool):  # compile = False, where it is 'auto'
+        return str(value).lower()
     if type(value) is type(default):
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError

@@ -27,7 +27,7 @@ from configurator import configure
 from parts.baseline import linear_log_odds
 from parts.corpus import RATING_NAMES, clean, read_split
 from parts.errors import UserError, run_script
-from parts.files import read_json
+from parts.checkpoint import read_json
 from parts.folder import SHAPE_FLAGS, find_model_folder, open_model
 from parts.pictures import colour_by_surprise, draw_ladder, draw_scaling
 from parts.runtime import explain_failures, keep_freed_memory, select_device, select_dtype

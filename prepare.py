@@ -26,7 +26,7 @@ import numpy as np
 from configurator import configure
 from parts.corpus import KNOWN_SOURCES, LICENCES, RATINGS, split_sources
 from parts.errors import UserError, print0, run_script
-from parts.files import atomic_write, read_json
+from parts.checkpoint import atomic_write, read_json
 from parts.readers import FILE_TYPES
 from parts.stream import StreamWriter, encode_file
 from parts.vocabulary import Characters, SentencePiece, find_vocabulary

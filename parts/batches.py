@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from parts.errors import UserError
-from parts.files import read_json
+from parts.checkpoint import read_json
 from parts.packing import Packing
 
 MOST_GROUPS = 2 ** 20        # up to so many reviews are shuffled singly, more in groups

@@ -1,16 +1,18 @@
-"""What a run keeps beside the model: state.pt, from which it can go on; log.csv, its history; a
-lock on the folder.
+"""Files that appear whole or not at all, and what a run keeps beside its model: state.pt, from which
+it goes on; log.csv, its history; a lock on the folder.
+
+torch is imported where it is needed: prepare.py writes files too, and starts without it.
 """
 import csv
 import io
+import json
 import os
 import tempfile
 import zlib
-
-import torch
+from contextlib import contextmanager
+from pathlib import Path
 
 from parts.errors import UserError, print0
-from parts.files import atomic_write
 
 try:
     import fcntl
@@ -40,6 +42,42 @@ def lock_folder(out):
             raise UserError(f'another run is writing to {out}; name another --out_dir') from None
 
 
+# --- files ---
+
+@contextmanager
+def atomic_write(path, mode='w'):
+    """Open a file for writing that appears under its name complete or not at all.
+
+    It is written beside its place, flushed to the disk, then renamed over the old one: whoever
+    reads the name meanwhile, or after a crash, sees the old file or the new one and never a part.
+    Raises OSError.
+    """
+    part = Path(f'{path}.part')
+    text = 'b' not in mode
+    try:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        encoding, newline = ('utf-8', '') if text else (None, None)
+        with open(part, mode, encoding=encoding, newline=newline) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())  # the rename must not reach the disk before the bytes do
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def read_json(path):
+    """The JSON object in a file, as a dict. Raises UserError."""
+    try:
+        content = json.loads(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError, RecursionError) as error:     # ValueError: not UTF-8, or not JSON
+        raise UserError(f'{path} cannot be read: {error}') from None
+    if not isinstance(content, dict):
+        raise UserError(f'{path} does not hold a JSON object')
+    return content
+
+
 # --- state.pt ---
 
 def has_checkpoint(out):
@@ -51,6 +89,7 @@ def save_checkpoint(out, state):
 
     The one before stays as state.before.pt.
     """
+    import torch
     content = io.BytesIO()  # first into memory: a full disk is then an OSError and not torch's own
     torch.save(state, content)
     with atomic_write(out / 'state.new.pt', 'wb') as file:
@@ -66,6 +105,7 @@ def load_checkpoint(out):
 
     Raises UserError.
     """
+    import torch
     if not has_checkpoint(out):
         raise UserError(f'{out} holds no run to resume (no state.pt)')
     for path in (out / 'state.pt', out / 'state.before.pt'):

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from parts import grammar, hub
 from parts.errors import UserError, print0
-from parts.files import atomic_write
+from parts.checkpoint import atomic_write
 from parts.parallel import map_ordered
 from parts.readers import guess_encoding, read_parquet, read_rows
 

@@ -23,7 +23,7 @@ from model import Config, build
 from parts import hub
 from parts.corpus import RATING_NAMES
 from parts.errors import UserError
-from parts.files import atomic_write, read_json
+from parts.checkpoint import atomic_write, read_json
 from parts.vocabulary import load_vocabulary
 
 CONFIG_KEYS = {              # field of Config → key in config.json, where Transformers looks for it

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 from parts.errors import UserError
-from parts.files import atomic_write
+from parts.checkpoint import atomic_write
 
 HUB = (os.environ.get('HF_ENDPOINT') or 'https://huggingface.co').rstrip('/')
 DOWNLOADS = Path('data/download')

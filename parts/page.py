@@ -15,7 +15,7 @@ import torch
 
 from parts.corpus import RATING_NAMES
 from parts.errors import UserError
-from parts.files import atomic_write
+from parts.checkpoint import atomic_write
 from parts.vocabulary import Characters, SentencePiece
 
 TEMPLATE = Path(__file__).with_name('page.html')
