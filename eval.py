@@ -30,7 +30,7 @@ from parts.errors import UserError, run_script
 from parts.checkpoint import read_json
 from parts.folder import SHAPE_FLAGS, find_model_folder, open_model
 from parts.pictures import colour_by_surprise, draw_ladder, draw_scaling
-from parts.runtime import explain_failures, keep_freed_memory, select_device, select_dtype
+from parts.machine import explain_failures, keep_freed_memory, select_device, select_dtype
 from parts.scoring import rating_log_probs, sentiment, sentiment_scores, surprise
 
 model_path = ''            # a model folder, or several with commas ('': the newest under out/)

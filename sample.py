@@ -21,8 +21,8 @@ from model import generate, next_logits
 from parts.corpus import RATING_NAMES, clean
 from parts.errors import UserError, run_script
 from parts.folder import SHAPE_FLAGS, find_model_folder, open_model
-from parts.fused import FusedStep
-from parts.runtime import select_device
+
+from parts.machine import select_device
 from parts.scoring import rating_log_probs
 
 model_path = ''            # a model folder ('': the newest under out/)

@@ -288,6 +288,22 @@ def load_vocabulary(folder):
                         f'({type(error).__name__}: {error})') from None
 
 
+def vocabulary_files(folder, meta):
+    """{name: content} of the files that a model folder takes over from a <mode> folder of
+    prepare.py's. Raises UserError.
+    """
+    if meta.get('vocabulary') not in VOCABULARIES:  # it becomes part of a path
+        raise UserError(f'{folder}/meta.json names no vocabulary that is known here')
+    files = {}
+    for name in ('tokenizer.json', 'tokenizer_config.json', meta['vocabulary']):
+        try:
+            files[name] = (folder / name).read_bytes()
+        except OSError as error:
+            raise UserError(f'{folder / name} cannot be read ({error.strerror}); '
+                            'run prepare.py again') from None
+    return files
+
+
 def find_vocabulary(model_name):
     """The vocabulary that --model_name= names. Raises UserError.
 

@@ -1,5 +1,5 @@
-"""The machine a script runs on: device, number format, how fast it multiplies, and the other
-processes.
+"""The machine a script runs on: its processes, its device, its number format and how fast it
+multiplies, what its compiler made, and the signal to stop.
 
 torchrun starts world_size processes and tells each its rank; without it there is one, of rank 0.
 """
@@ -16,7 +16,7 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
-from parts.errors import UserError, print_error, run_script
+from parts.errors import UserError, print0, print_error, run_script
 
 rank = int(os.environ.get('RANK', 0))
 local_rank = int(os.environ.get('LOCAL_RANK', 0))
@@ -164,9 +164,8 @@ def matmul_flops(model, T):
     """
     config = model.config
     n_weights = sum(p.numel() for p in model.parameters() if p.ndim == 2)
-    if not config.tied:
-        n_weights -= model.model.embed_tokens.weight.numel()  # looked up, not multiplied
-    attention = 12 * config.n_layers * config.nhead * config.head_dim * T
+    n_weights -= model.model.embed_tokens.weight.numel()  # looked up, not multiplied
+    attention = 12 * config.n_layers * config.d_model * T
     return 6 * n_weights + (attention if config.arch == 'decoder' else 0)
 
 
@@ -176,11 +175,6 @@ def start_process(device):
     """Get this process ready: sums in a fixed order, memory kept, the other processes found."""
     add_in_fixed_order()
     keep_freed_memory(device)
-    join_processes(device)
-
-
-def join_processes(device):
-    """Connect to the other processes that torchrun started."""
     if world_size == 1:
         return
     cuda = device.type == 'cuda'
@@ -196,6 +190,11 @@ def all_reduce(tensor):
     if world_size > 1:
         dist.all_reduce(tensor)
     return tensor
+
+
+def on_any_rank(event, device):
+    """True on every process where the event is true on one."""
+    return all_reduce(torch.tensor(float(bool(event)), device=device)).item() > 0
 
 
 def from_rank0(value):
@@ -215,28 +214,25 @@ def wait_for_all():
         dist.barrier()
 
 
-def check_same_checkpoint(step, checksum):
-    """Several machines each read their own copy of the checkpoint.
-
-    Raises UserError that names the machines with an old one.
+def check_same_everywhere(facts):
+    """Raise UserError where the processes do not agree on facts, {what it is: value}: each machine
+    reads its own files, and each process its own command line.
     """
     if world_size == 1:
         return
-    copies = [None] * world_size
-    dist.all_gather_object(copies, (step, checksum, socket.gethostname()))
-    newest = max(copies)
-    stale = set()
-    for copy in copies:
-        if copy[:2] != newest[:2]:
-            stale.add(f'{copy[2]} (step {copy[0]:,})')
-    if stale:
-        raise UserError(f'{newest[2]} holds the checkpoint of step {newest[0]:,}, but '
-                        f'{", ".join(sorted(stale))} another one; '
-                        'copy the newest out_dir to every machine')
+    everyone = [None] * world_size
+    dist.all_gather_object(everyone, (socket.gethostname(), facts))
+    first_host, first_facts = everyone[0]
+    for other, (host, other_facts) in enumerate(everyone):
+        for what, value in first_facts.items():
+            if other_facts[what] != value:
+                raise UserError(f'{what} is {value} for rank 0 ({first_host}) and '
+                                f'{other_facts[what]} for rank {other} ({host}); '
+                                'give every process the same')
 
 
 class StopRequest:
-    """Ctrl-C or SIGTERM asks the run to finish its step, save and end.
+    """Ctrl-C or SIGTERM asks the run to finish its step, save and end: signal is then its number.
 
     Ctrl-C once more ends it at once.
     """
@@ -255,17 +251,6 @@ class StopRequest:
         self.signal = number
         self.time = time.monotonic()
 
-    def heard(self, device, step):
-        """Has any process been asked? All of them answer alike, so that all stop after the same
-        step. On GPUs they ask each other after every eighth step only: who waits for the answer
-        gives the GPU no work meanwhile.
-        """
-        if world_size == 1:
-            return bool(self.signal)
-        if device.type == 'cuda' and step % 8:
-            return False
-        return all_reduce(torch.tensor(float(bool(self.signal)), device=device)).item() > 0
-
     @property
     def exit_status(self):
         return 128 + (self.signal or signal.SIGTERM)
@@ -277,18 +262,16 @@ NO_MEMORY = re.compile("can't allocate memory|not enough memory|out of memory", 
 
 
 @contextmanager
-def explain_failures(device, smaller='--micro_batch, the result is the same'):
+def explain_failures(smaller):
     """Turn what the machine may do to a run into a sentence; a bug of ours stays a traceback.
 
     smaller: the flag that makes a run need less memory.
     """
     try:
         yield
-    except OSError as error:  # a full disk, a folder gone
-        raise UserError(f'{error}; what was saved before is there still') from None
     except RuntimeError as error:
         if isinstance(error, torch.OutOfMemoryError) or NO_MEMORY.search(str(error)):
-            raise UserError(f'{device} has too little memory; take a smaller {smaller}') from None
+            raise UserError(f'there is too little memory; take a smaller {smaller}') from None
         if world_size == 1 or not LOST_PEER.search(str(error)):
             raise
         reason = str(error).splitlines()[0]
@@ -312,3 +295,104 @@ def run_distributed(main):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(end.code or 0)
+
+
+# --- what is compiled ---
+
+# Floating-point operations of a run from which compiling pays: on a CPU some two minutes' worth
+# uncompiled; for GPUs a guess. A rule of the settings alone and never of a clock, because a resumed
+# run must choose as the first one did.
+PAYS_FROM = {'cpu': 1e13, 'cuda': 3e15}
+# between the compiled and the plain pass, of the loss and of each gradient, relative to its length
+LARGEST_DIFFERENCE = {torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.1}
+
+
+def worth_compiling(choice, n_flops, device):
+    """Whether to compile a run of n_flops a process. choice: the setting, 'true', 'false' or
+    'auto'. Raises UserError.
+    """
+    choice = {'1': 'true', '0': 'false'}.get(choice.lower(), choice.lower())
+    if choice not in ('true', 'false', 'auto'):
+        raise UserError(f"compile='{choice}': it is true, false or auto")
+    if choice != 'auto':
+        return choice == 'true'
+    return n_flops >= PAYS_FROM.get(device.type, math.inf)
+
+
+def compile_and_check(model, loss_of, rows, dtype, device):
+    """Compile the model in place and compare a pass with the plain model's. Returns (compiled,
+    dtype): how to go on.
+
+    loss_of() is the loss of a few rows, a list of tensors or None, called once for the plain model
+    and once for the compiled one, which later takes any number of rows. A
+    compiler's bug may show on one kind of processor alone, and a run would learn nothing for an
+    hour. So every gradient is held against the plain one. Where they differ, one line is printed
+    and the run goes on uncompiled; where the plain ones are not finite either, in float32.
+    """
+    # All buckets of gradients are sent after the backward pass. (Sent one by one, a pass would be
+    # cut into several.)
+    torch._dynamo.config.optimize_ddp = False
+    for tensor in rows:
+        if tensor is not None:
+            torch._dynamo.maybe_mark_dynamic(tensor, 0)
+    torch._inductor.config.fallback_random = True  # dropout draws what it draws uncompiled
+    with zeros_filled(model):
+        plain = gradients(model, loss_of)
+        try:
+            model.compile(dynamic=False)  # in place: the names of the parameters stay as they are
+            problem = difference(plain, gradients(model, loss_of), LARGEST_DIFFERENCE[dtype])
+        except Exception as error:  # whatever a compiler raises, the plain model is there
+            problem = ' '.join(str(error).strip().splitlines()[:2]) or type(error).__name__
+    if not on_any_rank(problem, device):
+        return True, dtype
+    print0(f'not compiled: {problem or "another process could not"}')
+    model._compiled_call_impl = None
+    model.zero_grad(set_to_none=True)  # of a pass that failed midway
+    torch._dynamo.reset()
+    finite = all(g.isfinite().all() for g in plain.values())
+    if on_any_rank(not finite, device):
+        print0(f'in {dtype} the gradients are not finite here; the run goes on in float32')
+        return False, torch.float32
+    return False, dtype
+
+
+@contextmanager
+def zeros_filled(model):
+    """Meanwhile, random numbers in the parameters that are all zero: blocks begin so, and behind
+    zeros every gradient is zero, where a wrong one would not be seen.
+    """
+    zeros = [p for p in model.parameters() if not p.any()]
+    for number, p in enumerate(zeros):
+        generator = torch.Generator(p.device).manual_seed(number)
+        p.data.normal_(std=1 / math.sqrt(p.shape[-1]), generator=generator)
+    yield
+    for p in zeros:
+        p.data.zero_()
+
+
+def gradients(model, loss_of):
+    """{'the loss': …, 'the gradient of …': …} of one pass; they are cleared in the model."""
+    torch.manual_seed(0)                                      # for dropout
+    loss = loss_of()
+    loss.backward()
+    found = {'the loss': loss.detach().float()}
+    for name, p in model.named_parameters():
+        found[f'the gradient of {name}'] = p.grad.float()
+        p.grad = None
+    return found
+
+
+def difference(plain, compiled, tolerance):
+    """What differs between two passes of gradients(), in words; '' where nothing does by more than
+    the tolerance: ‖compiled - plain‖ / ‖plain‖.
+
+    A gradient a thousand times smaller than the whole is held to the whole's thousandth: rounding
+    is all there is in it.
+    """
+    whole = math.hypot(*(g.norm().item() for what, g in plain.items() if what != 'the loss'))
+    for what, g in plain.items():
+        distance = (compiled[what] - g).norm().item()
+        length = max(g.norm().item(), whole / 1000)
+        if not distance <= tolerance * length:                # so that NaN differs, too
+            return f'{what} is off by {distance / length:.2g} of its length in the compiled pass'
+    return ''
