@@ -34,10 +34,7 @@ class Config:
     window: int = 8          # ffn: how many tokens it reads
     eos: int = 0             # the id of </s>, which opens and closes a review
     bos: int = 1             # the id of <s>, the start of a review of unknown rating
-    reads: bool = False      # trained to tell the rating of a text: see hide_ratings in batches.py
-    tied: bool = False       # one matrix for embedding and head
-    nkv: int = 0             # K, key-value heads, each for H / K query heads (0: H, one for each)
-    head_dim: int = 0        # D (0: C / H)
+    reads_ratings: bool = False  # trained to tell the rating of a text
     rope_theta: float = 1e4  # sets the longest wavelength of the rotary positions
     eps: float = 1e-6        # inside RMSNorm's square root
     dropout: float = 0.0     # in training only; the model folder does not hold it
@@ -55,14 +52,9 @@ class Config:
         if not 0 <= self.dropout < 1:
             raise ValueError(f'dropout={self.dropout}: it takes 0 or more and less than 1')
         splits = self.d_model % (2 * self.nhead) == 0
-        if self.arch == 'decoder' and not self.head_dim and not splits:
+        if self.arch == 'decoder' and not splits:
             raise ValueError(f'd_model={self.d_model} does not divide into nhead={self.nhead} '
                              'heads of an even size')
-        self.nkv = self.nkv or self.nhead
-        self.head_dim = self.head_dim or self.d_model // self.nhead
-        if self.arch == 'decoder' and (self.nhead % self.nkv or self.head_dim % 2):
-            raise ValueError(f'{self.nhead} heads of size {self.head_dim} cannot share '
-                             f'{self.nkv} key-value heads')
 
 
 # --- the parts of a block ---
@@ -108,11 +100,11 @@ class Attention(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        C, D = config.d_model, config.head_dim
-        self.q_proj = nn.Linear(C, config.nhead * D, bias=False)
-        self.k_proj = nn.Linear(C, config.nkv * D, bias=False)
-        self.v_proj = nn.Linear(C, config.nkv * D, bias=False)
-        self.o_proj = nn.Linear(config.nhead * D, C, bias=False)
+        C, D = config.d_model, config.d_model // config.nhead
+        self.q_proj = nn.Linear(C, C, bias=False)
+        self.k_proj = nn.Linear(C, C, bias=False)
+        self.v_proj = nn.Linear(C, C, bias=False)
+        self.o_proj = nn.Linear(C, C, bias=False)
         # QK-norm (Henry et al. 2020, arXiv:2010.04245): no score grows without bound
         self.q_norm = RMSNorm(D, config.eps)
         self.k_norm = RMSNorm(D, config.eps)
@@ -120,7 +112,8 @@ class Attention(nn.Module):
     def forward(self, x, rope, mask, cache=None):
         """x (B, T, C) → (B, T, C). mask: of Decoder.mask(); None: a query may look at all keys."""
         B, T, _ = x.shape
-        H, K, D = self.config.nhead, self.config.nkv, self.config.head_dim
+        H = K = self.config.nhead
+        D = self.config.d_model // H
         q = self.q_proj(x).view(B, T, H, D)
         k = self.k_proj(x).view(B, T, K, D)
         v = self.v_proj(x).view(B, T, K, D).transpose(1, 2)   # (B, K, T, D)
@@ -128,9 +121,6 @@ class Attention(nn.Module):
         k = rotate(self.k_norm(k).transpose(1, 2), *rope)     # (B, K, T, D)
         if cache is not None:
             k, v = cache.add(k, v)                            # (B, K, tokens seen, D)
-        if K < H:                                             # H / K heads share a key and a value
-            k = k.repeat_interleave(H // K, dim=1)
-            v = v.repeat_interleave(H // K, dim=1)
         y = attend(q, k, v, mask)                             # (B, H, T, D)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, H * D))
 
@@ -214,8 +204,6 @@ class Model(nn.Module):
             layers=nn.ModuleList(layers), norm=RMSNorm(config.d_model, config.eps)))
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.init_weights()
-        if config.tied:
-            self.lm_head.weight = self.model.embed_tokens.weight
 
     def init_weights(self):
         for name, p in self.named_parameters():
@@ -223,7 +211,7 @@ class Model(nn.Module):
                 nn.init.zeros_(p)    # blocks begin as the identity, all tokens equally likely
             elif 'embed_tokens' in name:
                 # 1 is the size that RMSNorm makes. Tied, it is the head too: logits start small.
-                nn.init.normal_(p, std=0.02 if self.config.tied else 1.0)
+                nn.init.normal_(p, std=1.0)
             elif p.ndim == 2:
                 nn.init.normal_(p, std=1 / math.sqrt(p.shape[1]))  # as large out as in
 
@@ -241,9 +229,15 @@ class Model(nn.Module):
             return logits
         nats = summed_nats(logits, targets)
         if ratings is None:
-            return nats
+            return nats, nats.new_zeros(())
         rating_logits = F.linear(x, self.lm_head.weight[rating_ids])      # (B, T, R)
         return nats, summed_nats(rating_logits, ratings)
+
+    def read(self, idx, cache):
+        """Stand-in."""
+        for x in read_prompt(self, idx, cache):
+            pass
+        return self.logits(x)
 
     def logits(self, x):
         """The residual stream (..., C) → logits (..., V)"""
@@ -314,10 +308,10 @@ class Decoder(Model):
         """Cosine and sine (T, D/2) of the angles by which rotate() turns the heads at these
         positions (T,).
         """
-        pair = torch.arange(0, self.config.head_dim, 2, device=position.device)
+        pair = torch.arange(0, (self.config.d_model // self.config.nhead), 2, device=position.device)
         # theta^(-pair / D). A compiler that sees an exp keeps the result; cosines without one it
         # would compute anew in every layer.
-        frequency = torch.exp(-math.log(self.config.rope_theta) / self.config.head_dim * pair)
+        frequency = torch.exp(-math.log(self.config.rope_theta) / (self.config.d_model // self.config.nhead) * pair)
         angle = position[:, None] * frequency                 # (T, D/2)
         return angle.cos().to(dtype), angle.sin().to(dtype)
 
@@ -334,7 +328,7 @@ class Cache:
     """
 
     def __init__(self, config, B, size, weight):
-        shape = (config.n_layers, B, config.nkv, size, config.head_dim)
+        shape = (config.n_layers, B, config.nhead, size, config.d_model // config.nhead)
         self.keys, self.values = weight.new_zeros(2, *shape)  # (L, B, K, size, D) each
         self.layers = [LayerCache(self, n) for n in range(config.n_layers)]
         self.size = size
@@ -471,9 +465,13 @@ def read_prompt(model, prompt, cache):
 
     The first chunk_size tokens are read in one pass: attention takes memory as their square.
     """
-    x = model.hidden(prompt[:, :model.config.chunk_size], cache=cache)
+    if getattr(cache, 'n_read', 0):
+        first = 1
+    else:
+        first = model.config.chunk_size
+    x = model.hidden(prompt[:, :first], cache=cache)
     yield from x.unbind(dim=1)
-    for ids in prompt[:, model.config.chunk_size:].unbind(dim=1):
+    for ids in prompt[:, first:].unbind(dim=1):
         yield model.hidden(ids[:, None], cache=cache)[:, 0]
 
 
@@ -488,59 +486,18 @@ def log_probability(logits, ids):
 
 
 @torch.inference_mode()
-def generate(model, idx, max_token, banned=(), rival_ids=(), guidance=0.0, step=next_logits,
-             **sampling):
-    """Continue idx (B, T), one review a row, each beginning with `</s>` and the id of its rating.
-
-    Yields (B,) ids at a time until every row has closed its review with `</s>`, or max_token ids
-    are written. A closed row goes on saying `</s>`. Ids in `banned` are never written. step is
-    next_logits(), or something faster that computes the same. `sampling` goes to sample_ids().
-
-    Without cache, guidance and </s>, all of it would be
-        for _ in range(max_token):
-            ids = sample_ids(model(idx)[:, -1])               # what the last position says: (B,)
-            idx = torch.cat((idx, ids[:, None]), dim=1)       # (B, T) → (B, T+1)
-
-    Guidance makes the model insist on its rating (Ho & Salimans 2022, arXiv:2207.12598). The score
-    of an id is log P(id | start, text) + guidance * log P(start | text, id). By Bayes' rule
-        P(start | text, id) = P(start, text, id) / sum of P(s, text, id) over start and rival_ids,
-    so the text is read R times at once: under its own start, and under each rival.
-    """
+def generate(model, idx, max_token, banned=(), **sampling):
+    """Stand-in."""
     B, T = idx.shape
-    readings = [idx]
-    for rival in rival_ids if guidance > 0 else ():
-        other = idx.clone()
-        other[:, 1] = rival
-        readings.append(other)
-    R = len(readings)
     banned = torch.tensor(list(banned), dtype=torch.long, device=idx.device)
-
-    # --- read the prompt ---
-    cache = model.new_cache(R * B, T + max_token)
-    prompt = torch.cat(readings)                              # (R*B, T)
-    log_joint = torch.zeros(R, B, device=idx.device)          # log P(start, text) of each reading
-    for t, x in enumerate(read_prompt(model, prompt, cache)):     # x (R*B, C)
-        if R > 1 and t < T - 1:
-            log_p = log_probability(model.logits(x), prompt[:, t + 1])
-            log_joint += log_p.view(R, B)
-    logits = model.logits(x)                                  # (R*B, V)
-
-    # --- write one token after the other ---
+    cache = model.new_cache(B, T + max_token)
+    logits = model.read(idx, cache)
     closed = torch.zeros(B, dtype=torch.bool, device=idx.device)
     for n in range(max_token):
-        score = logits.view(R, B, -1)
-        if R > 1:
-            score = score.log_softmax(dim=-1)
-            joint = log_joint[:, :, None] + score             # log P(start, text, id): (R, B, V)
-            posterior = joint[0] - joint.logsumexp(dim=0)     # log P(start | text, id): (B, V)
-            score = score[0:1] + guidance * posterior
-        ids = sample_ids(score[0].index_fill(1, banned, -math.inf), **sampling)
+        ids = sample_ids(logits.index_fill(1, banned, -math.inf), **sampling)
         ids = ids.masked_fill(closed, model.config.eos)
         yield ids
         closed |= ids == model.config.eos
         if closed.all() or n == max_token - 1:
             return
-        ids = ids.repeat(R)
-        if R > 1:
-            log_joint += log_probability(logits, ids).view(R, B)
-        logits = step(model, ids, cache)
+        logits = model.read(ids[:, None], cache)

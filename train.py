@@ -49,7 +49,6 @@ from parts.runtime import (
     world_size,
 )
 from parts.setup import NOT_KEPT, fine_tuned_model, load_data, settings_and_checkpoint
-from parts.teachers import open_teachers, taught, taught_losses
 
 data_dir = 'data/kr3'  # what prepare.py wrote
 out_dir = 'out/kr3'    # where the model folder, the state and the log go
@@ -141,10 +140,10 @@ class Trainer:
         self.step, self.best, self.seconds = 0, math.inf, 0.0
         self.model = (base or new_model(run, data, checkpoint)).to(device)
         self.parallel = self.model                            # until share_gradients() wraps it
-        self.model.config.reads = data.reads
+        self.model.config.reads_ratings = data.reads
         self.rating_ids = torch.tensor(data.start_ids[:-1], device=device)
         self.first_weights(checkpoint, base)
-        self.teachers = open_teachers(run.teachers, Path(run.data_dir, run.mode), device)
+        self.teachers = None
         self.choose_computation(checkpoint)
 
         self.optimizers = make_optimizers(self.model, run.optimizer, run.lr, run.weight_decay,
@@ -171,7 +170,7 @@ class Trainer:
     def first_weights(self, checkpoint, base):
         """Those of the checkpoint, or of the base model, or counted ones, or random ones."""
         run = self.run
-        counted = run.counts and not run.tied and run.d_model > 2
+        counted = run.counts and run.d_model > 2
         self.warm_start = bool(base) or counted
         if checkpoint:
             self.model.load_state_dict(checkpoint['model'])
@@ -270,7 +269,7 @@ class Trainer:
                     loss = loss + self.run.read_weight * rating_nats
                 return nats, loss
             if ratings is None:
-                nats = model(x, y, seeds)
+                nats, _ = model(x, y, seeds)
                 return nats, nats
             nats, rating_nats = model(x, y, seeds, ratings, self.rating_ids)
             return nats, nats + self.run.read_weight * rating_nats
@@ -324,7 +323,7 @@ class Trainer:
             x, y = to_device([x, y], self.device)
             with self.autocast(self.dtype):
                 # forward() by name skips the compiled pass: these rows have another shape
-                nats = self.model.forward(x, y)
+                nats, _ = self.model.forward(x, y)
             sums += torch.tensor([nats.item(), (y >= 0).sum().item()], dtype=torch.float64)
         if world_size > 1:
             sums = all_reduce(sums.to(self.device)).cpu()
@@ -479,7 +478,7 @@ def new_model(run, data, checkpoint):
         'd_ffn': run.d_ffn or in_64s,
         'nhead': run.nhead or max(1, round(run.d_model / 64)),
     }
-    for name in ('arch', 'd_model', 'n_layers', 'chunk_size', 'window', 'tied', 'dropout'):
+    for name in ('arch', 'd_model', 'n_layers', 'chunk_size', 'window', 'dropout'):
         shape[name] = getattr(run, name)
     if checkpoint:
         shape = checkpoint['config']

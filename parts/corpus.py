@@ -145,6 +145,29 @@ def in_batches(items, size):
         batch = list(islice(items, size))
 
 
+# --- the Hugging Face Hub ---
+
+class NotFound(UserError):
+    """The Hub has no such repository, revision or file."""
+
+
+def is_repository(name):
+    """Is this owner/name? Nothing else ever becomes part of an address or a path."""
+    return re.fullmatch(r'[\w-][\w.-]*/[\w-][\w.-]*', name) is not None
+
+
+def hub_file(repository, file, revision=None, repo_type='model'):
+    """The path of one file of a repository, downloaded once. Raises NotFound or UserError."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+    try:
+        return Path(hf_hub_download(repository, file, revision=revision, repo_type=repo_type))
+    except (EntryNotFoundError, RepositoryNotFoundError) as error:
+        raise NotFound(f'{repository}: {error}') from None
+    except Exception as error:
+        raise UserError(f'{repository}: {error}') from None
+
+
 # --- cleaning ---
 
 # \ud800 to \udfff: halves of surrogate pairs, which no encoding can write

@@ -128,7 +128,7 @@ def make_optimizers(model, optimizer, lr, weight_decay, dtype, warm_start, table
     2024, arXiv:2405.13698). 'adamw' ignores it and treats tables as it treats matrices.
     """
     embedding, head = model.model.embed_tokens.weight, model.lm_head.weight
-    tied = model.config.tied
+    tied = False
     tables = [embedding] if tied else [embedding, head]
     in_table = {id(p) for p in tables}
     matrices = [p for p in model.parameters() if p.ndim == 2 and id(p) not in in_table]

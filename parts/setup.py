@@ -82,7 +82,7 @@ def fine_tuned_model(run, meta, checkpoint):
         config.chunk_size = run.chunk_size
     config.chunk_size = min(run.chunk_size, config.chunk_size)
     held = {'counts': False}
-    for name in ('arch', 'd_model', 'd_ffn', 'n_layers', 'nhead', 'window', 'chunk_size', 'tied'):
+    for name in ('arch', 'd_model', 'd_ffn', 'n_layers', 'nhead', 'window', 'chunk_size'):
         held[name] = getattr(config, name)
     return adopt(run, held, f'the model in {run.init_from} has'), base, about
 

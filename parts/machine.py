@@ -1,0 +1,2 @@
+"""Stand-in."""
+from parts.runtime import *  # noqa
