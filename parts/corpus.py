@@ -69,6 +69,13 @@ LICENCES = {  # of sources, and of vocabularies
     'demo': 'MIT',
     'skt/kogpt2-base-v2': 'CC BY-NC-SA 4.0',
 }
+LANGUAGES = {  # of sources; of a file of one's own it is not known
+    'kr3': 'ko',
+    'kr3_raw': 'ko',
+    'nsmc': 'ko',
+    'hate_speech': 'ko',
+    'demo': 'ko',
+}
 
 
 def source_files(source):
