@@ -20,7 +20,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from configurator import configure
-from model import Config, build, generate, summed_nats
+from model import Config, build, generate
 from parts import checkpoint as run_files
 from parts.batches import hide_ratings, inputs_and_targets, read_meta, slice_rows, to_device
 from parts.bigram import init_from_bigrams
@@ -261,17 +261,10 @@ class Trainer:
         """
         x, y, seeds, ratings = to_device(batch, self.device)
         with self.autocast(dtype):
-            if self.teachers:
-                logits = model(x, seeds=seeds)                # (B, T, V)
-                nats, loss = taught_losses(logits, y, taught(self.teachers, x))
-                if ratings is not None:
-                    rating_nats = summed_nats(logits[..., self.rating_ids], ratings)
-                    loss = loss + self.run.read_weight * rating_nats
-                return nats, loss
             if ratings is None:
-                nats, _ = model(x, y, seeds)
+                nats, _ = model(x, y)
                 return nats, nats
-            nats, rating_nats = model(x, y, seeds, ratings, self.rating_ids)
+            nats, rating_nats = model(x, y, ratings, self.rating_ids)
             return nats, nats + self.run.read_weight * rating_nats
 
     def clip_gradients(self):
