@@ -181,7 +181,7 @@ def hub_file(repository, file, revision=None, repo_type='model'):
 CONTROL_CHARACTER = re.compile('[\x00-\x08\x0e-\x1b\x7f\ud800-\udfff]')
 
 
-def clean(text):
+def clean(text, unit='line'):
     """A review as one line of plain text. Cleaning twice changes nothing more.
 
     Control characters and halves of surrogate pairs are removed. Letters are composed by NFC, not
@@ -189,6 +189,9 @@ def clean(text):
     writes ▁ for the space. Each run of spaces and line breaks becomes one space; none is left at
     the ends.
     """
+    if unit != 'line':
+        text = CONTROL_CHARACTER.sub('', text.replace('\r\n', '\n'))
+        return unicodedata.normalize('NFC', text).replace('▁', '_')
     if is_clean(text):
         return text.strip()
     text = CONTROL_CHARACTER.sub('', text)

@@ -14,9 +14,14 @@ A model that writes reviews of a rating also reads ratings, with no head for it,
 The first is better, most of all where texts are long or of another kind: the second adds up the
 errors of all tokens. See docs/LOG.md.
 """
+import math
+
 import torch
 import torch.nn.functional as F
 
+# An unseen character, which <unk> hides, is one of the numbers that Unicode can give: all code
+# points but the surrogates (The Unicode Standard, D76). All are equally likely.
+BITS_OF_UNSEEN = math.log2(0x110000 - 0x800)
 POSITIONS_AT_ONCE = 1024   # for the head: logits of all positions, (B, T, V), would fill the memory
 
 
