@@ -229,6 +229,7 @@ def tokenizer_config(vocab, tokenizer):
     return {
         'tokenizer_class': 'PreTrainedTokenizerFast',
         'split_special_tokens': True,
+        'padding_side': 'left',  # a batch of prompts ends where writing begins
         'add_bos_token': False,
         'add_eos_token': False,
         'clean_up_tokenization_spaces': False,

@@ -299,7 +299,7 @@ def main():
 
     # --- what all processes must agree on ---
     meta = read_meta(run.data_dir, run.mode)
-    vocabulary = vocabulary_files(Path(run.data_dir, run.mode), meta)
+    vocabulary = vocabulary_files(Path(run.data_dir, run.mode))
     step = checkpoint['step'] if checkpoint else 0
     check_same_everywhere({
         **{name: value for name, value in kept(run).items() if name not in MAY_CHANGE},

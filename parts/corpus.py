@@ -69,6 +69,13 @@ LICENCES = {  # of sources, and of vocabularies
     'demo': 'MIT',
     'skt/kogpt2-base-v2': 'CC BY-NC-SA 4.0',
 }
+LANGUAGES = {  # of sources; of a file of one's own it is not known
+    'kr3': 'ko',
+    'kr3_raw': 'ko',
+    'nsmc': 'ko',
+    'hate_speech': 'ko',
+    'demo': 'ko',
+}
 
 
 def source_files(source):
@@ -145,13 +152,36 @@ def in_batches(items, size):
         batch = list(islice(items, size))
 
 
+# --- the Hugging Face Hub ---
+
+class NotFound(UserError):
+    """The Hub has no such repository, revision or file."""
+
+
+def is_repository(name):
+    """Is this owner/name? Nothing else ever becomes part of an address or a path."""
+    return re.fullmatch(r'[\w-][\w.-]*/[\w-][\w.-]*', name) is not None
+
+
+def hub_file(repository, file, revision=None, repo_type='model'):
+    """The path of one file of a repository, downloaded once. Raises NotFound or UserError."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+    try:
+        return Path(hf_hub_download(repository, file, revision=revision, repo_type=repo_type))
+    except (EntryNotFoundError, RepositoryNotFoundError) as error:
+        raise NotFound(f'{repository}: {error}') from None
+    except Exception as error:
+        raise UserError(f'{repository}: {error}') from None
+
+
 # --- cleaning ---
 
 # \ud800 to \udfff: halves of surrogate pairs, which no encoding can write
 CONTROL_CHARACTER = re.compile('[\x00-\x08\x0e-\x1b\x7f\ud800-\udfff]')
 
 
-def clean(text):
+def clean(text, unit='line'):
     """A review as one line of plain text. Cleaning twice changes nothing more.
 
     Control characters and halves of surrogate pairs are removed. Letters are composed by NFC, not
@@ -159,6 +189,9 @@ def clean(text):
     writes ▁ for the space. Each run of spaces and line breaks becomes one space; none is left at
     the ends.
     """
+    if unit != 'line':
+        text = CONTROL_CHARACTER.sub('', text.replace('\r\n', '\n'))
+        return unicodedata.normalize('NFC', text).replace('▁', '_')
     if is_clean(text):
         return text.strip()
     text = CONTROL_CHARACTER.sub('', text)

@@ -8,43 +8,59 @@ save_model writes it, with model_card for its README.md; load_model reads it. Sc
 model begin with find_model_folder and open_model, a fine-tuning run begins with base_model.
 """
 import json
+import math
 import os
-from contextlib import suppress
+import shlex
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.nn as nn
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch.overrides import TorchFunctionMode
 
 from model import Config, build
-from parts import hub
-from parts.corpus import RATING_NAMES
-from parts.errors import UserError
 from parts.checkpoint import atomic_write, read_json
-from parts.vocabulary import load_vocabulary
+from parts.corpus import LANGUAGES, LICENCES, RATING_NAMES, NotFound, hub_file, is_repository
+from parts.errors import UserError
+from parts.scoring import known_ratings
+from parts.vocabulary import VOCABULARIES, load_vocabulary
 
+MODEL_FLAGS = {              # settings that the folder knows: scripts accept them and check them
+    'arch': ('', 'only a check: an error if the model folder says otherwise; decoder or ffn'),
+    'mode': ('', 'likewise; tokenizer or manual'),
+    'd_model': (0, 'likewise; width of the model'),
+    'd_ffn': (0, 'likewise; width inside its MLPs'),
+    'n_layers': (0, 'likewise; depth'),
+    'chunk_size': (0, 'likewise; how far attention looks back'),
+}
+FILES = {                    # all that a model folder may hold; no other name becomes a path
+    'config.json', 'generation_config.json', 'model.safetensors', 'meta.json', 'README.md',
+    'tokenizer.json', 'tokenizer_config.json', *VOCABULARIES,
+}
 CONFIG_KEYS = {              # field of Config → key in config.json, where Transformers looks for it
     'vocab_size': 'vocab_size',
     'd_model': 'hidden_size',
     'd_ffn': 'intermediate_size',
     'n_layers': 'num_hidden_layers',
     'nhead': 'num_attention_heads',
-    'nkv': 'num_key_value_heads',
-    'head_dim': 'head_dim',
     'chunk_size': 'max_position_embeddings',
     'eps': 'rms_norm_eps',
     'rope_theta': 'rope_theta',
-    'tied': 'tie_word_embeddings',
     'eos': 'eos_token_id',
     'bos': 'bos_token_id',
-    'reads': 'reads_ratings',                              # ours; others pass over it
+    'reads_ratings': 'reads_ratings',                      # ours; others pass over it
+}
+ONLY = {                     # keys of config.json that may say this and nothing else
+    'hidden_act': 'silu',
+    'attention_bias': False,
+    'mlp_bias': False,
+    'tie_word_embeddings': False,
+    'partial_rotary_factor': 1.0,
+    'quantization_config': None,
 }
 MODEL_TYPES = {'decoder': 'qwen3', 'ffn': 'window_mlp'}    # arch → model_type in config.json
 CLASSES = {'decoder': 'Qwen3ForCausalLM', 'ffn': 'WindowMLPForCausalLM'}
-SHAPE_FLAGS = ('arch', 'mode', 'd_model', 'd_ffn', 'n_layers', 'chunk_size')
 HUB_LICENCES = {
     'CC BY-NC-SA 4.0': 'cc-by-nc-sa-4.0',
     'CC BY-SA 4.0': 'cc-by-sa-4.0',
@@ -55,34 +71,29 @@ HUB_LICENCES = {
 
 # --- save ---
 
-def save_model(model, folder, meta=None, more=None):
-    """Write a model folder. more: further files as {name: bytes}, the vocabulary and the card.
+def save_model(model, folder, meta=None, extra_files=None):
+    """Write a model folder. extra_files: {name: bytes}, the vocabulary and the card.
 
     Each file appears whole or not at all, and the weights come last: where there are weights, all
-    the rest is there, too. Raises OSError.
+    the rest is there, too. Raises OSError, and UserError for a file that is none of FILES.
     """
     config = model.config
     eos, bos = config.eos, config.bos
     generation = {'bos_token_id': bos, 'eos_token_id': eos, 'pad_token_id': eos}
     weights = {}
-    for name, tensor in stored_tensors(model).items():
+    for name, tensor in model.state_dict().items():
         weights[name] = tensor.detach().float().cpu().contiguous()
-    files = dict(more or {})
+    files = dict(extra_files or {})
     files['config.json'] = json_bytes(config_json(config))
     files['generation_config.json'] = json_bytes(generation)
     files['meta.json'] = json_bytes(meta or {})
     files['model.safetensors'] = safetensors_bytes(weights, metadata={'format': 'pt'})
+    for name in files:
+        if name not in FILES:
+            raise UserError(f'{name!r} is no file of a model folder')
     for name, content in files.items():
         with atomic_write(Path(folder, name), 'wb') as file:
             file.write(content)
-
-
-def stored_tensors(model):
-    """{name: tensor} of what model.safetensors holds: all, but not the embedding twice if tied."""
-    tensors = dict(model.state_dict())
-    if model.config.tied:
-        del tensors['lm_head.weight']
-    return tensors
 
 
 def config_json(config):
@@ -94,8 +105,12 @@ def config_json(config):
     theirs['hidden_act'] = 'silu'
     theirs['attention_bias'] = False
     theirs['attention_dropout'] = 0.0
+    theirs['tie_word_embeddings'] = False
     theirs['dtype'] = 'float32'
-    if config.arch == 'decoder':       # what lies chunk_size back is out of sight, there as here
+    if config.arch == 'decoder':
+        theirs['num_key_value_heads'] = config.nhead
+        theirs['head_dim'] = config.d_model // config.nhead
+        # what lies chunk_size back is out of sight, there as here
         theirs['use_sliding_window'] = True
         theirs['sliding_window'] = config.chunk_size
         theirs['max_window_layers'] = 0
@@ -112,7 +127,7 @@ def json_bytes(content):
 # --- load ---
 
 def load_model(folder, device='cpu', dropout=0.0):
-    """(model, meta) of a folder that save_model or Transformers wrote; meta is {} for theirs.
+    """(model, meta) of a folder that save_model wrote.
 
     Nothing in it is executed: JSON and safetensors only. Raises UserError where it is not a model
     of ours, or where its files do not fit each other.
@@ -123,14 +138,10 @@ def load_model(folder, device='cpu', dropout=0.0):
     config = read_config(folder, dropout)
     meta = read_model_meta(folder, config)
     shapes = read_shapes(folder)
-    if config.tied:
-        shapes.pop('lm_head.weight', None)
     model = empty_model(folder, config, len(shapes))
     check_shapes(folder, model, shapes)
     weights = read_weights(folder, shapes)
-    model.load_state_dict(weights, strict=False, assign=True)  # not strict: a tied head is missing
-    if config.tied:
-        model.lm_head.weight = model.model.embed_tokens.weight
+    model.load_state_dict(weights, assign=True)
     return model.to(device).eval(), meta
 
 
@@ -154,13 +165,56 @@ def read_config(folder, dropout):
         value = theirs.get(key)
         if value is None:                                      # then Config's default
             continue
-        if not isinstance(value, (bool, int, float)):
+        if not fits_field(field, value):
             raise UserError(f'{path} does not describe a model: {key} is {value!r}')
         fields[field] = value
     try:
-        return Config(arch=arch, dropout=dropout, **fields)
+        config = Config(arch=arch, dropout=dropout, **fields)
     except (TypeError, ValueError) as error:                   # TypeError: no vocab_size
         raise UserError(f'{path} does not describe a model: {error}') from None
+    if max(config.eos, config.bos) >= config.vocab_size:
+        raise UserError(f'{path} does not describe a model: </s> or <s> is beyond vocab_size')
+    check_computation(path, theirs, config)
+    return config
+
+
+def fits_field(field, value):
+    """Is this value of config.json one that the field of Config can take?"""
+    if field == 'reads_ratings':
+        return isinstance(value, bool)
+    if field in ('eps', 'rope_theta'):
+        return type(value) in (int, float) and 0 < value < math.inf
+    return type(value) is int and value >= 0
+
+
+def check_computation(path, theirs, config):
+    """Raise UserError where config.json asks for what model.py does not compute.
+
+    The weights would load all the same, and the numbers would be wrong without a word.
+    """
+    only = dict(ONLY)
+    if config.arch == 'decoder':
+        only['num_key_value_heads'] = config.nhead
+        only['head_dim'] = config.d_model // config.nhead
+        only['sliding_window'] = config.chunk_size
+    for key, value in only.items():
+        found = theirs.get(key)
+        if found is not None and found != value:
+            raise UserError(f'{path}: {key} is {found!r}, and the model here computes '
+                            f'{value!r} alone')
+    plain_rope = {
+        'rope_type': 'default', 'type': 'default', 'rope_theta': config.rope_theta,
+        'partial_rotary_factor': 1.0,
+    }
+    for key in ('rope_parameters', 'rope_scaling'):
+        rope = theirs.get(key) or {}
+        if not isinstance(rope, dict) or not rope.items() <= plain_rope.items():
+            raise UserError(f'{path}: {key} is {rope!r}, and the model here computes '
+                            'plain rotary positions alone')
+    for layer_type in theirs.get('layer_types') or []:
+        if layer_type not in ('sliding_attention', 'full_attention'):
+            raise UserError(f'{path}: a layer is {layer_type!r}, and the model here computes '
+                            'attention in every layer')
 
 
 def read_shapes(folder):
@@ -178,9 +232,14 @@ def read_weights(folder, names):
     path = folder / 'model.safetensors'
     try:
         with safe_open(path, 'pt') as file:
-            return {name: file.get_tensor(name).float() for name in names}
+            weights = {name: file.get_tensor(name).float() for name in names}
     except (OSError, SafetensorError) as error:
         raise UserError(f'{path} cannot be read: {error}') from None
+    for name, tensor in weights.items():
+        if not tensor.isfinite().all():
+            raise UserError(f'{path}: {name} holds values that are not numbers; '
+                            'train the model again')
+    return weights
 
 
 def empty_model(folder, config, n_tensors):
@@ -191,7 +250,7 @@ def empty_model(folder, config, n_tensors):
     try:
         with torch.device('meta'), NoInit():
             return build(config)
-    except (TypeError, RuntimeError) as error:
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f'{folder}/config.json does not describe a model: {reason}') from None
 
@@ -207,7 +266,7 @@ class NoInit(TorchFunctionMode):
 
 def check_shapes(folder, model, found):
     """Raise UserError where the shapes {name: shape} in the file are not those of the model."""
-    wanted = stored_tensors(model)
+    wanted = model.state_dict()
     for name in sorted(wanted.keys() | found.keys()):
         shape = list(wanted[name].shape) if name in wanted else None
         if shape != found.get(name):
@@ -215,18 +274,44 @@ def check_shapes(folder, model, found):
                             f'({shape} and {found.get(name)})')
 
 
+META_TYPES = {               # what others write into meta.json is checked before it is used
+    'mode': str,
+    'data_dir': str,
+    'vocabulary': str,
+    'vocabulary_licence': str,
+    'base_model': str,
+    'unit': str,
+    'vocab_size': int,
+    'eos': int,
+    'step': int,
+    'tokens': int,
+    'training_flops': (int, float),
+    'val_loss': (int, float),
+    'bits_per_char': (int, float),
+    'starts': dict,
+    'sources': list,
+}
+
+
 def read_model_meta(folder, config):
-    """The content of a folder's meta.json, {} where there is none. Raises UserError."""
+    """The content of a folder's meta.json. Raises UserError."""
     path = folder / 'meta.json'
     if not path.exists():
-        return {}
+        raise UserError(f'{folder} has no meta.json: a folder that Transformers saved again lacks '
+                        f'it; copy it, and {" or ".join(VOCABULARIES)}, from the folder that '
+                        'train.py wrote')
     meta = read_json(path)
+    for key, wanted in META_TYPES.items():
+        if key in meta and not isinstance(meta[key], wanted):
+            raise UserError(f'{path}: {key} is {meta[key]!r}, which it cannot be')
+    for source in meta.get('sources', []):
+        is_source = isinstance(source, dict) and {'name', 'licence'} <= source.keys()
+        if not is_source or not isinstance(source.get('train_reviews', 0), int):
+            raise UserError(f'{path}: {source!r} is no source of data')
     n_ids = meta.get('vocab_size', config.vocab_size)
-    if not isinstance(n_ids, int):
-        raise UserError(f'{path}: vocab_size is {n_ids!r}, not a whole number')
-    if n_ids > config.vocab_size:
+    if n_ids != config.vocab_size:
         raise UserError(f'{folder}: its vocabulary has {n_ids:,} ids, '
-                        f'but the model only {config.vocab_size:,}')
+                        f'but the model {config.vocab_size:,}')
     return meta
 
 
@@ -235,7 +320,7 @@ def read_model_meta(folder, config):
 def find_model_folder(model_path=''):
     """The folder a person means: the one named, or the newest under out/. Raises UserError."""
     if model_path:
-        return Path(model_path)
+        return Path(model_path).expanduser()
     models = list(Path('out').rglob('model.safetensors'))
     if not models:
         raise UserError('there is no trained model under out/ yet; run train.py first, '
@@ -251,67 +336,84 @@ def modification_time(path):
 def open_model(path, device, flags):
     """(model, meta, vocabulary) of a model folder. Raises UserError.
 
-    flags: the settings named in SHAPE_FLAGS, which must not contradict the folder.
+    flags: the settings named in MODEL_FLAGS, which must not contradict the folder.
     """
     model, meta = load_model(path, device)
     check_flags(model, meta, flags)
     vocabulary = load_vocabulary(path)
-    if vocabulary.size > model.config.vocab_size:
+    if vocabulary.size != model.config.vocab_size:
         raise UserError(f'{path}/{vocabulary.file} has {vocabulary.size:,} ids, '
-                        f'but the model only {model.config.vocab_size:,}')
+                        f'but the model {model.config.vocab_size:,}')
+    if vocabulary.eos != model.config.eos:
+        raise UserError(f'{path}: </s> is {vocabulary.eos} in {vocabulary.file}, '
+                        f'but {model.config.eos} in config.json')
     return model, meta, vocabulary
 
 
 def check_flags(model, meta, flags):
-    """Raise UserError where a flag contradicts the model folder. '' and 0 say nothing."""
-    held = {**meta, **vars(model.config)}
-    for name, value in flags.items():
-        if value and value != held.get(name, value):
-            raise UserError(f'--{name}={value}, but the model has {name}={held[name]}; '
+    """Raise UserError where a flag contradicts the model folder. '' and 0 say nothing.
+
+    flags: a namespace with the names of MODEL_FLAGS, such as configure() returns.
+    """
+    known = {**meta, **vars(model.config)}
+    for name in MODEL_FLAGS:
+        value = getattr(flags, name)
+        if value and value != known.get(name, value):
+            raise UserError(f'--{name}={value}, but the model has {name}={known[name]}; '
                             'leave the flag out')
 
 
 # --- the model that fine-tuning begins with ---
 
 def base_model(name, tokens_folder, meta, dropout):
-    """(model to fine-tune, what its next card must tell of it). Raises UserError.
+    """(model to fine-tune, what its next meta.json must keep of it). Raises UserError.
 
-    name: a model folder or a Hub repository. tokens_folder and meta: the data to train on. These
-    must be in the vocabulary of the model; to it prepare.py may have added ids for the ratings.
+    name: a model folder, or a repository of the Hub (owner/name or owner/name@revision).
+    tokens_folder and meta: the data to train on, which must be in the vocabulary of the model.
     """
     folder = base_model_folder(name)
     model, base_meta = load_model(folder, dropout=dropout)
-    if tokens_of(folder) != tokens_of(Path(tokens_folder)):
-        raise UserError(f'{tokens_folder} is not in the vocabulary of {folder}; '
-                        f'prepare.py --model_name={folder} writes it so')
-    if meta['vocab_size'] > model.config.vocab_size:
-        add_ids(model, meta['vocab_size'])
-    model.config.eos = meta['eos']
+    same_ids = meta['vocab_size'] == model.config.vocab_size and meta['eos'] == model.config.eos
+    if not same_ids or tokens_of(folder) != tokens_of(Path(tokens_folder)):
+        raise UserError(f'{tokens_folder} is not in the vocabulary of {name}; '
+                        f'prepare.py --model_name={shlex.quote(str(folder))} writes it so')
     model.config.bos = meta['starts']['unknown']
-    unknown_source = {'name': name, 'licence': 'its own', 'train_reviews': 0}
-    sources = base_meta.get('sources', [unknown_source])
-    about = {'base_model': name, 'sources': sources + meta['sources']}
+    origin = {'base_model': name, 'sources': base_meta.get('sources', []) + meta['sources']}
     if 'vocabulary_licence' in base_meta:
-        about['vocabulary_licence'] = base_meta['vocabulary_licence']
-    return model.train(), about
+        origin['vocabulary_licence'] = base_meta['vocabulary_licence']
+    return model.train(), origin
 
 
 def base_model_folder(name):
     """The folder `name`, or that of what the Hub has under this name. Raises UserError."""
-    if Path(name).is_dir():
-        return Path(name)
-    if not hub.is_repository(name):
-        raise UserError(f"init_from='{name}': it is 'scratch', 'resume', a model folder "
-                        'or a Hub repository (owner/name)')
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    repository, _, revision = name.partition('@')
+    if not is_repository(repository):
+        raise UserError(f"init_from='{name}': it is 'scratch', 'resume', 'auto', a model folder "
+                        'or a Hub repository (owner/name or owner/name@revision)')
     if int(os.environ.get('LOCAL_RANK', 0)) == 0:              # one process a machine downloads
-        with suppress(UserError):
-            hub.download_model(name, 'meta.json')              # only ours have one
-        for file in ('config.json', 'tokenizer.json', 'model.safetensors'):
-            hub.download_model(name, file)
+        download_model(repository, revision or None)
         print(f'{name}: for its licence see its page on the Hub')
     if dist.is_initialized():
         dist.barrier()
-    return hub.DOWNLOADS / name.replace('/', '--')
+    return download_model(repository, revision or None)        # the others find it there
+
+
+def download_model(repository, revision):
+    """The folder of a model of ours that the Hub has, fetched once. Raises UserError.
+
+    The commit of the first file holds for the others: the repository may change meanwhile.
+    """
+    try:
+        folder = hub_file(repository, 'meta.json', revision).parent
+        commit = folder.name
+        for file in ('config.json', 'tokenizer.json', 'model.safetensors'):
+            hub_file(repository, file, commit)
+    except NotFound as error:
+        raise UserError(f'{repository} is no model of this project: {error}') from None
+    return folder
 
 
 def tokens_of(folder):
@@ -323,56 +425,44 @@ def tokens_of(folder):
     return words['vocab']
 
 
-def add_ids(model, vocab_size):
-    """Lengthen embedding and head to vocab_size rows. A new row is the mean of the old ones."""
-    layers = [model.model.embed_tokens]
-    if not model.config.tied:
-        layers.append(model.lm_head)
-    for layer in layers:
-        old = layer.weight.detach()                            # (V, C)
-        new = old.mean(dim=0).expand(vocab_size - len(old), -1)
-        layer.weight = nn.Parameter(torch.cat((old, new)))
-    if model.config.tied:
-        model.lm_head.weight = model.model.embed_tokens.weight
-    model.config.vocab_size = vocab_size
-
-
 # --- the model card ---
 
 def model_card(model, meta, name):
     """README.md of a model folder as the Hub reads it: what the model is and was trained on, its
-    scores, and the licence of the data, which is the model's, too."""
+    scores, and the licence of the data, which is the model's, too.
+    """
+    ratings = known_ratings(model, meta['eos'], list(meta['starts'].values()))
     licences = licences_of(meta)
-    config = model.config
-    if config.arch == 'decoder':
-        kind = 'A decoder (Qwen3 architecture)'
-    else:
-        kind = f'An MLP over the last {config.window} tokens'
-    if 'base_model' in meta:
-        origin = f'begun with the weights of {meta["base_model"]}'
-    else:
-        origin = 'trained from scratch'
+    language = language_of(meta)
+    texts = texts_in_words(ratings, language)
     n_parameters = sum(p.numel() for p in model.parameters())
-    commercial = ' Not for commercial use.' if any('NC' in licence for licence in licences) else ''
-    card = card_header(config.arch, licences) + f"""# {name}
+    restriction = ''
+    if any('NC' in licence for licence in licences):
+        restriction = ' Not for commercial use.'
+    config = model.config
+    card = card_header(config.arch, licences, language) + f"""# {name}
 
-{kind} of {n_parameters:,} parameters: {config.n_layers} layers, {config.d_model} wide, {origin}
-to write Korean reviews of a given rating and to tell the rating of a review.
+{kind_in_words(config)} of {n_parameters:,} parameters: {config.n_layers} layers, \
+{config.d_model} wide, {origin_in_words(meta)}
+{purpose_in_words(ratings, texts)}
 
 ## Data
 
-| source | reviews | licence |
+| source | texts | licence |
 |---|---|---|
 {source_rows(meta)}
-Licences of all it was made of, which hold for the model, too: {', '.join(licences)}.{commercial}
+Licences of all it was made of, which hold for the model, too: {', '.join(licences)}.{restriction}
 
 ## Scores
 
 After {meta['tokens']:,} tokens ({meta['step']:,} steps): {meta['val_loss']:.4f} nats per token, \
-{meta['bits_per_char']:.4f} bits per character on held-out reviews.
+{meta['bits_per_char']:.4f} bits per character on held-out texts.
 """
     if config.arch == 'decoder':
-        card += card_example(meta, config.reads)
+        card += writing_example(meta, ratings, language)
+        if config.reads_ratings:
+            card += reading_example(meta, ratings)
+        card += '```\n'
     return card
 
 
@@ -384,47 +474,82 @@ def licences_of(meta):
     return sorted(licences)
 
 
-def card_header(arch, licences):
-    """The lines that the Hub reads, between two rows of dashes."""
+def language_of(meta):
+    """The code of the language that all sources are in, '' where one is not known."""
+    languages = set()
+    for source in meta['sources']:
+        is_known = source['licence'] == LICENCES.get(source['name'])
+        languages.add(LANGUAGES.get(source['name'], '') if is_known else '')
+    return languages.pop() if len(languages) == 1 else ''
+
+
+def card_header(arch, licences, language):
+    """The lines that the Hub reads, between two rows of dashes.
+
+    No pipeline_tag: a pipeline would begin a text without `</s>` and the start token.
+    """
     licence = 'other'
     if len(licences) == 1:
         licence = HUB_LICENCES.get(licences[0], 'other')
-    lines = ['---', 'language: ko', f'license: {licence}', 'pipeline_tag: text-generation']
+    lines = ['---']
+    if language:
+        lines.append(f'language: {language}')
+    lines.append(f'license: {licence}')
     if arch == 'decoder':
         lines.append('library_name: transformers')
     lines.append('---')
     return '\n'.join(lines) + '\n'
 
 
+def kind_in_words(config):
+    if config.arch == 'decoder':
+        return 'A decoder (Qwen3 architecture)'
+    return f'An MLP over the last {config.window} tokens'
+
+
+def origin_in_words(meta):
+    if 'base_model' in meta:
+        return f'begun with the weights of {meta["base_model"]}'
+    return 'trained from scratch'
+
+
+def texts_in_words(ratings, language):
+    """'Korean reviews', 'reviews' or 'texts': what the model writes."""
+    if not ratings:
+        return 'texts'
+    return 'Korean reviews' if language == 'ko' else 'reviews'
+
+
+def purpose_in_words(ratings, texts):
+    if len(ratings) < 2:
+        return f'to write {texts} like those below.'
+    return f'to write {texts} of a given rating and to tell the rating of a review.'
+
+
 def source_rows(meta):
     """One row of a Markdown table for every source of the data."""
     rows = ''
     for source in meta['sources']:
-        rows += f'| {source["name"]} | {source["train_reviews"]:,} | {source["licence"]} |\n'
+        n_texts = source.get('train_reviews', 0)
+        rows += f'| {source["name"]} | {n_texts:,} | {source["licence"]} |\n'
     return rows
 
 
-def card_example(meta, reads):
-    """The section of the card that shows how to write a review with Transformers, and where the
-    model reads, how to ask it for a rating.
+def writing_example(meta, ratings, language):
+    """The section of the card that shows how to write a batch of texts with Transformers.
+
+    ratings: the numbers of those that the model knows. The section ends inside its code block.
     """
-    starts = meta['starts']            # rating → its start token
-    ratings = []
-    for n, (english, _) in enumerate(RATING_NAMES):
-        if str(n) not in starts:
-            raise UserError(f'the data knows no rating {n} ({english}); run prepare.py again')
-        ratings.append(f'{english} {starts[str(n)]}')
-    ratings.append(f'unknown {starts["unknown"]}')
-    reading = ''
-    if reads:
-        rating_ids = [starts[str(n)] for n in range(len(RATING_NAMES))]
-        names = ', '.join(english for english, _ in RATING_NAMES)
-        reading = f"""
-review = tokenizer.encode("다시는 안 가요", add_special_tokens=False)
-ids = torch.tensor([[{meta['eos']}, {starts['unknown']}, *review]])  # its rating is hidden
-logits = model(ids).logits[0, -1, {rating_ids}]
-print(logits.softmax(dim=0).tolist())  # {names}
-"""
+    starts = meta['starts']                                    # rating → its start token
+    choice = []
+    for n in ratings:
+        english, _ = RATING_NAMES[n]
+        choice.append(f'{english} {starts[str(n)]}')
+    start, comment = starts['unknown'], '<s>, which starts a text'
+    if ratings:
+        best = 1 if 1 in ratings else ratings[0]
+        start, comment = starts[str(best)], f'the start token: {", ".join(choice)}'
+    beginnings = '["김치찌개가", "점심에 친구랑"]' if language == 'ko' else '["", ""]'
     return f"""
 ## Use
 
@@ -435,10 +560,26 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 folder = "."  # this folder, or its name on the Hub
 model = AutoModelForCausalLM.from_pretrained(folder)
 tokenizer = AutoTokenizer.from_pretrained(folder)
-rating = {starts['1']}  # the start token: {', '.join(ratings)}
-text = tokenizer.encode("김치찌개가", add_special_tokens=False)
-ids = torch.tensor([[{meta['eos']}, rating, *text]])
-written = model.generate(ids, max_new_tokens=100, do_sample=True)
-print(tokenizer.decode(written[0], skip_special_tokens=True))
-{reading}```
+start = {start}  # {comment}
+rows = []
+for beginning in {beginnings}:
+    ids = tokenizer.encode(beginning, add_special_tokens=False)
+    rows.append({{"input_ids": [{meta['eos']}, start, *ids]}})
+batch = tokenizer.pad(rows, return_tensors="pt")  # on the left: all rows end where writing begins
+written = model.generate(**batch, max_new_tokens=100, do_sample=True)
+for text in tokenizer.batch_decode(written, skip_special_tokens=True):
+    print(text)
+"""
+
+
+def reading_example(meta, ratings):
+    """More lines of the same code block: how to ask the model for the rating of a review."""
+    starts = meta['starts']
+    rating_ids = [starts[str(n)] for n in ratings]
+    names = ', '.join(RATING_NAMES[n][0] for n in ratings)
+    return f"""
+review = tokenizer.encode("다시는 안 가요", add_special_tokens=False)
+ids = torch.tensor([[{meta['eos']}, {starts['unknown']}, *review]])  # its rating is hidden
+logits = model(ids).logits[0, -1, {rating_ids}]
+print(logits.softmax(dim=0).tolist())  # {names}
 """

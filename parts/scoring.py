@@ -14,9 +14,14 @@ A model that writes reviews of a rating also reads ratings, with no head for it,
 The first is better, most of all where texts are long or of another kind: the second adds up the
 errors of all tokens. See docs/LOG.md.
 """
+import math
+
 import torch
 import torch.nn.functional as F
 
+# An unseen character, which <unk> hides, is one of the numbers that Unicode can give: all code
+# points but the surrogates (The Unicode Standard, D76). All are equally likely.
+BITS_OF_UNSEEN = math.log2(0x110000 - 0x800)
 POSITIONS_AT_ONCE = 1024   # for the head: logits of all positions, (B, T, V), would fill the memory
 
 
@@ -105,13 +110,30 @@ def pad(rows, eos, device):
 
 # --- the rating of a text ---
 
+KNOWN_SHARE = 0.001        # of the texts; a rating that is rarer than this was never seen
+
+
+@torch.inference_mode()
+def known_ratings(model, eos, start_ids):
+    """The numbers of the ratings that texts had in training: [0, 1, 2] for KR3, [] without any.
+
+    They are those that may follow a lone `</s>`. start_ids (R + 1,): the start tokens of the
+    ratings, then `<s>`.
+    """
+    training = model.training
+    idx = torch.tensor([[eos]], device=model.lm_head.weight.device)
+    logits = model.eval()(idx)[0, -1, start_ids]              # (R + 1,)
+    model.train(training)
+    *shares, _ = logits.float().softmax(dim=0).tolist()
+    return [n for n, share in enumerate(shares) if share > KNOWN_SHARE]
+
 def rating_log_probs(model, texts, rating_ids, batch_tokens=8192):
     """(N, R) in nats for N texts and R ratings. The softmax of a row is P(rating | text).
 
     texts: lists of ids without control tokens. rating_ids (R,): the start tokens of the ratings.
     A model that was trained for it is asked; for others Bayes' rule is used.
     """
-    if model.config.reads:
+    if model.config.reads_ratings:
         return asked_ratings(model, texts, rating_ids, batch_tokens)
     return log_joint(model, texts, rating_ids, batch_tokens)
 
@@ -160,7 +182,7 @@ def sentiment(model, rating_ids, rated, own_nats, batch_tokens=8192):
     rated: [(rating, ids)] of negative (0) and positive (1) reviews. own_nats: the surprise of each
     under its own rating.
     """
-    if model.config.reads:
+    if model.config.reads_ratings:
         log_odds, even_log_odds = asked_log_odds(model, rating_ids, rated, batch_tokens)
     else:
         log_odds, even_log_odds = likelihood_ratios(model, rating_ids, rated, own_nats,
@@ -178,7 +200,7 @@ def asked_log_odds(model, rating_ids, rated, batch_tokens):
     texts = [ids for _, ids in rated]
     log_probs = asked_ratings(model, texts, two_ids, batch_tokens).double()
     nothing_read = torch.tensor([[model.config.eos]], device=model.lm_head.weight.device)
-    prior = model(nothing_read)[0, 0, two_ids].double().cpu()
+    prior = model(nothing_read)[0, 0, two_ids].cpu().double()  # an Apple GPU has no doubles
     log_odds = log_probs[:, 1] - log_probs[:, 0]
     even_log_odds = log_odds - (prior[1] - prior[0])
     return log_odds.tolist(), even_log_odds.tolist()

@@ -1,10 +1,10 @@
 """From text to ids and back: three vocabularies with one interface.
 
-    '너무 짜요'  →  SentencePiece  →  [276, 2009, 3517]       ▁너무 ▁짜 요: sub-words of the reviews
+    '너무 짜요'  →  SentencePiece  →  [276, 2009, 3517]       ▁너무 ▁짜 요: sub-words of the texts
                 →  HubTokenizer   →  [12371, 12870, 8084]    somebody else's tokenizer.json
                 →  Characters     →  [40, 23, 6, 26, 12]     one id per character
 
-A review in the stream has a frame, `</s> <rating> ids… </s>`. Its tokens are CONTROL_TOKENS.
+A text in the stream has a frame, `</s> <rating> ids… </s>`. Its tokens are CONTROL_TOKENS.
 `sentencepiece` and `tokenizers` are loaded where they are needed, so that sample.py starts quickly.
 """
 import io
@@ -14,11 +14,11 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from parts import hub
-from parts.corpus import LICENCES, RATING_TOKENS, read_split
+from parts.checkpoint import read_json
+from parts.corpus import LICENCES, RATING_TOKENS, hub_file, is_repository, read_split
 from parts.errors import UserError, print0
 
-CONTROL_TOKENS = ['</s>', '<s>', *RATING_TOKENS]  # typed in a review they are plain characters
+CONTROL_TOKENS = ['</s>', '<s>', *RATING_TOKENS]  # typed in a text they are plain characters
 
 
 class Vocabulary:
@@ -27,8 +27,8 @@ class Vocabulary:
     size         how many ids there are
     eos          the id of `</s>`
     rating_ids   the start tokens of the ratings 0, 1, 2
-    start_ids    the same, then `<s>`, which starts a review without a rating (its rating is -1)
-    banned       ids that are never written inside a review
+    start_ids    the same, then `<s>`, which starts a text without a rating (its rating is -1)
+    banned       ids that are never written inside a text
     file         the name of the vocabulary's file
     content      the bytes of that file
     """
@@ -41,6 +41,7 @@ class Vocabulary:
         self.eos, no_rating, *ratings = control_ids
         self.rating_ids = ratings
         self.start_ids = [*ratings, no_rating]
+        self.unknown_ids = unknown_ids
         self.banned = [no_rating, *ratings, *unknown_ids]
 
     def encode(self, texts):
@@ -51,15 +52,25 @@ class Vocabulary:
         """The text of these ids. Control ids have none."""
         raise NotImplementedError
 
+    def n_unseen(self, text, ids):
+        """How many characters of a text its ids do not tell, because they are `<unk>` or left out.
+
+        White space that a vocabulary of the Hub leaves out is not among them.
+        """
+        return 0
+
     def as_tokenizer(self):
-        """The same vocabulary for the `tokenizers` library, with which Transformers reads it."""
+        """The same vocabulary for the `tokenizers` library, with which Transformers reads it.
+
+        It composes letters by NFC, as clean() does before a text comes here.
+        """
         raise NotImplementedError
 
 
 # --- sub-words ---
 
 class SentencePiece(Vocabulary):
-    """Sub-words learned from the reviews: BPE (Sennrich et al. 2016, arXiv:1508.07909).
+    """Sub-words learned from the texts: BPE (Sennrich et al. 2016, arXiv:1508.07909).
 
     What no piece covers is spelled in bytes. So every text has ids, and they decode to that text.
     """
@@ -73,12 +84,15 @@ class SentencePiece(Vocabulary):
         self.size = len(self.processor)
         control_ids = [self.processor.piece_to_id(token) for token in CONTROL_TOKENS]
         self.set_control_ids(control_ids, [self.processor.unk_id()])
+        if not self.processor.is_byte(self.processor.piece_to_id('<0x00>')):
+            raise UserError('it lacks the pieces of single bytes')
 
     @classmethod
     def train(cls, path, vocab_size):
         """Learn vocab_size pieces from train.txt, or as many as it can fill. Raises UserError."""
         import sentencepiece
         sentences = sample_sentences(path)
+        spaces = any('  ' in sentence for sentence in sentences)
         model = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.train(
@@ -92,6 +106,7 @@ class SentencePiece(Vocabulary):
                 split_digits=True,
                 normalization_rule_name='identity',    # what was written, as it was written
                 remove_extra_whitespaces=False,
+                allow_whitespace_only_pieces=spaces,   # one piece for an indentation
                 control_symbols=RATING_TOKENS,         # </s> and <s> it has anyway
                 minloglevel=2,
             )
@@ -130,6 +145,7 @@ class SentencePiece(Vocabulary):
         tokenizer = Tokenizer(
             models.BPE(ids, merges, unk_token='<unk>', byte_fallback=True, fuse_unk=True))
         tokenizer.normalizer = normalizers.Sequence([
+            normalizers.NFC(),
             normalizers.Prepend('▁'),
             normalizers.Replace(' ', '▁'),
         ])
@@ -143,22 +159,25 @@ class SentencePiece(Vocabulary):
         return tokenizer
 
 
-def sample_sentences(path, n_reviews=200_000, longest=16_000):
-    """At most n_reviews of train.txt, evenly spread: enough to learn 8,000 pieces from.
+def sample_sentences(path, n_texts=200_000, longest=16_000, most_chars=50_000_000):
+    """At most n_texts of train.txt, evenly spread: enough to learn 8,000 pieces from.
 
-    SentencePiece would skip a long review, so it gets it in parts of at most `longest` characters.
-    Returns a list: an error in a generator would have to come through SentencePiece.
+    SentencePiece would skip a long text, so it gets it in parts of at most `longest` characters.
+    Of very long texts it gets every second part, or every third, so that there are no more than
+    most_chars. Returns a list: an error in a generator would have to come through SentencePiece.
     """
     with open(path, 'rb') as file:
         n_lines = sum(1 for _ in file)
-    step = max(1, math.ceil(n_lines / n_reviews))
+    step = max(1, math.ceil(n_lines / n_texts))
     sentences = []
+    n_chars = 0
     for _, text in read_split(path, step):
+        n_chars += len(text)
         for k in range(0, len(text), longest):
             sentences.append(text[k:k + longest])
     if not sentences:
         raise UserError(f'{path} is empty')
-    return sentences
+    return sentences[::math.ceil(n_chars / most_chars)]
 
 
 # --- from the Hub ---
@@ -184,7 +203,7 @@ class HubTokenizer(Vocabulary):
         tokenizer.no_truncation()
         tokenizer.no_padding()
         tokenizer.post_processor = None  # it would put tokens of its own around a text
-        tokenizer.encode_special_tokens = True  # "</s>" typed in a review is text
+        tokenizer.encode_special_tokens = True  # "</s>" typed in a text is text
         self.tokenizer = tokenizer
         ids = tokenizer.get_vocab()
         unknown_ids = [i for token, i in ids.items() if token in UNKNOWN_NAMES]
@@ -208,7 +227,7 @@ class HubTokenizer(Vocabulary):
         return borrowed
 
     def can_be_typed(self, name, ids):
-        """Does a review that holds this name get its id?"""
+        """Does a text that holds this name get its id?"""
         return ids[name] in self.tokenizer.encode(name, add_special_tokens=False).ids
 
     def encode(self, texts):
@@ -220,8 +239,27 @@ class HubTokenizer(Vocabulary):
         plain = [int(i) for i in ids if i not in control_ids]
         return self.tokenizer.decode(plain, skip_special_tokens=False)
 
+    def n_unseen(self, text, ids):
+        if self.decode(ids) == text:
+            return 0
+        encoding = self.tokenizer.encode(text, add_special_tokens=False)
+        seen = set()                           # the places of characters that a token covers
+        for i, (first, end) in zip(encoding.ids, encoding.offsets):
+            if i not in self.unknown_ids:
+                seen.update(range(first, end))
+        unseen = [character for n, character in enumerate(text) if n not in seen]
+        return len(''.join(unseen).replace(' ', ''))
+
     def as_tokenizer(self):
-        return self.tokenizer
+        from tokenizers import Tokenizer, normalizers
+        tokenizer = Tokenizer.from_str(self.content.decode())
+        composes = re.search('NFK?C', json.dumps(json.loads(self.content)['normalizer']))
+        if not composes:
+            steps = [normalizers.NFC()]
+            if tokenizer.normalizer:
+                steps.append(tokenizer.normalizer)
+            tokenizer.normalizer = normalizers.Sequence(steps)
+        return tokenizer
 
 
 # --- characters ---
@@ -233,8 +271,10 @@ class Characters(Vocabulary):
     def __init__(self, content):
         self.content = content
         self.characters = json.loads(content)  # the control tokens, <unk>, then the characters
+        if not all(isinstance(character, str) for character in self.characters):
+            raise UserError('it is no list of characters')
         self.ids = {character: i for i, character in enumerate(self.characters)}
-        self.size = len(self.characters)
+        self.size = len(self.ids)
         self.unk = self.ids['<unk>']
         self.set_control_ids([self.ids[token] for token in CONTROL_TOKENS], [self.unk])
 
@@ -261,9 +301,13 @@ class Characters(Vocabulary):
                 text.append(self.characters[i])
         return ''.join(text)
 
+    def n_unseen(self, text, ids):
+        return ids.count(self.unk)
+
     def as_tokenizer(self):
-        from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+        from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
         tokenizer = Tokenizer(models.WordLevel(self.ids, unk_token='<unk>'))
+        tokenizer.normalizer = normalizers.NFC()
         tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r'(?m).'), 'isolated')
         tokenizer.decoder = decoders.Fuse()
         tokenizer.add_special_tokens([*CONTROL_TOKENS, '<unk>'])
@@ -279,47 +323,59 @@ VOCABULARIES = {vocabulary.file: vocabulary
 def load_vocabulary(folder):
     """The vocabulary of a <mode> folder of prepare.py's or of a model folder. Raises UserError."""
     folder = Path(folder)
+    file = read_json(folder / 'meta.json').get('vocabulary')
+    if not isinstance(file, str) or file not in VOCABULARIES:  # no other name becomes a path
+        raise UserError(f'{folder} has no vocabulary that can be read: meta.json calls it {file!r}')
     try:
-        meta = json.loads((folder / 'meta.json').read_text('utf-8'))
-        file = meta['vocabulary']
         return VOCABULARIES[file]((folder / file).read_bytes())
     except (OSError, ValueError, LookupError, TypeError, RuntimeError, UserError) as error:
         raise UserError(f'{folder} has no vocabulary that can be read '
                         f'({type(error).__name__}: {error})') from None
 
 
-def vocabulary_files(folder, meta):
-    """{name: content} of the files that a model folder takes over from a <mode> folder of
-    prepare.py's. Raises UserError.
+def vocabulary_files(folder):
+    """{name: bytes} of all that a model folder keeps of the vocabulary in a <mode> folder.
+
+    Raises UserError.
     """
-    if meta.get('vocabulary') not in VOCABULARIES:  # it becomes part of a path
-        raise UserError(f'{folder}/meta.json names no vocabulary that is known here')
     files = {}
-    for name in ('tokenizer.json', 'tokenizer_config.json', meta['vocabulary']):
+    for name in ('tokenizer.json', 'tokenizer_config.json', load_vocabulary(folder).file):
         try:
-            files[name] = (folder / name).read_bytes()
+            files[name] = Path(folder, name).read_bytes()
         except OSError as error:
-            raise UserError(f'{folder / name} cannot be read ({error.strerror}); '
-                            'run prepare.py again') from None
+            raise UserError(f'{folder}/{name} cannot be read: {error.strerror}') from None
     return files
 
 
-def find_vocabulary(model_name):
+def find_vocabulary(model_name, revision=None):
     """The vocabulary that --model_name= names. Raises UserError.
 
-    model_name: a folder with a vocabulary, a tokenizer.json, or a Hub repository (owner/name).
+    model_name: a folder with a vocabulary, a tokenizer.json, or a Hub repository: owner/name or
+    owner/name@revision.
     """
-    path = Path(model_name)
+    path = Path(model_name).expanduser()
     if (path / 'meta.json').exists():
         return load_vocabulary(path)
     file = path / 'tokenizer.json' if path.is_dir() else path
     if not file.exists():
-        if path.is_dir() or not hub.is_repository(model_name):
+        repository, _, named_revision = model_name.partition('@')
+        if path.is_dir() or not is_repository(repository):
             raise UserError(f"model_name='{model_name}' is no tokenizer.json, folder with a "
                             f'vocabulary, or Hub repository (owner/name)')
-        file = hub.download_model(model_name, 'tokenizer.json')
-        print0(f'{model_name}: licence: {LICENCES.get(model_name, "see its page on the Hub")}')
+        file = hub_file(repository, 'tokenizer.json', named_revision or revision)
+        print0(f'{model_name}: licence: {LICENCES.get(repository, "see its page on the Hub")}')
     try:
         return HubTokenizer(file.read_bytes())
     except (OSError, UserError) as error:
         raise UserError(f'{file}: {error}') from None
+
+
+# --- on a terminal ---
+
+# What a terminal would take for a command: all control characters but tab and line break
+CONTROL_CHARACTER = re.compile('[\x00-\x08\x0b-\x1f\x7f-\x9f]')
+
+
+def printable(text):
+    """A text that a model wrote, with � for what would command the terminal that shows it."""
+    return CONTROL_CHARACTER.sub('\ufffd', text)
