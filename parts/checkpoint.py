@@ -22,9 +22,9 @@ except ImportError:  # Windows has none; two runs in one folder go unnoticed the
 LOG_COLUMNS = ['step', 'tokens', 'seconds', 'train_loss', 'val_loss', 'bits_per_char', 'lr']
 
 
-def lock_folder(out):
+def lock_folder(out, flag='--out_dir'):
     """Make the folder and see now what would go wrong later: access rights, a full disk, another
-    run at work in it.
+    run at work in it. flag: how a person names the folder.
 
     The system opens the lock when this process ends, however it ends. Raises UserError.
     """
@@ -33,13 +33,13 @@ def lock_folder(out):
         with tempfile.TemporaryFile(dir=out) as file:
             file.write(b'room to write')
     except OSError as error:
-        raise UserError(f'out_dir={out} cannot be written to: {error}') from None
+        raise UserError(f'{flag}={out} cannot be written to: {error}') from None
     if fcntl:
         folder = os.open(out, os.O_RDONLY)
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UserError(f'another run is writing to {out}; name another --out_dir') from None
+            raise UserError(f'another run is writing to {out}; name another {flag}') from None
 
 
 # --- files ---

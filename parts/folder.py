@@ -20,8 +20,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch.overrides import TorchFunctionMode
 
 from model import Config, build
-from parts import hub
-from parts.corpus import RATING_NAMES
+from parts.corpus import RATING_NAMES, NotFound, hub_file, is_repository
 from parts.errors import UserError
 from parts.checkpoint import atomic_write, read_json
 from parts.vocabulary import load_vocabulary
@@ -300,18 +299,24 @@ def base_model_folder(name):
     """The folder `name`, or that of what the Hub has under this name. Raises UserError."""
     if Path(name).is_dir():
         return Path(name)
-    if not hub.is_repository(name):
+    if not is_repository(name):
         raise UserError(f"init_from='{name}': it is 'scratch', 'resume', a model folder "
                         'or a Hub repository (owner/name)')
     if int(os.environ.get('LOCAL_RANK', 0)) == 0:              # one process a machine downloads
-        with suppress(UserError):
-            hub.download_model(name, 'meta.json')              # only ours have one
-        for file in ('config.json', 'tokenizer.json', 'model.safetensors'):
-            hub.download_model(name, file)
+        fetch_model(name)
         print(f'{name}: for its licence see its page on the Hub')
     if dist.is_initialized():
         dist.barrier()
-    return hub.DOWNLOADS / name.replace('/', '--')
+    return fetch_model(name)
+
+
+def fetch_model(name):
+    """The folder with the files of a Hub repository; the second time it asks nothing."""
+    with suppress(NotFound):
+        hub_file(name, 'meta.json')                            # only ours have one
+    for file in ('config.json', 'tokenizer.json', 'model.safetensors'):
+        path = hub_file(name, file)
+    return path.parent
 
 
 def tokens_of(folder):

@@ -14,8 +14,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from parts import hub
-from parts.corpus import LICENCES, RATING_TOKENS, read_split
+from parts.corpus import LICENCES, RATING_TOKENS, hub_file, is_repository, read_split
 from parts.errors import UserError, print0
 
 CONTROL_TOKENS = ['</s>', '<s>', *RATING_TOKENS]  # typed in a review they are plain characters
@@ -46,6 +45,12 @@ class Vocabulary:
     def encode(self, texts):
         """A list of ids for each text; control ids are never among them."""
         raise NotImplementedError
+
+    def cut(self, text, length):
+        """A text as pieces of about this many characters whose ids, one after the other, are those
+        of the text.
+        """
+        return [text]
 
     def decode(self, ids):
         """The text of these ids. Control ids have none."""
@@ -107,6 +112,17 @@ class SentencePiece(Vocabulary):
     def encode(self, texts):
         return self.processor.encode(texts)
 
+    def cut(self, text, length):
+        """At single spaces: no piece reaches across one, and the next text begins as if after one.
+        """
+        pieces = []
+        begin = 0
+        for space in re.finditer('(?<! ) (?=[^ ])', text):
+            if space.start() - begin >= length:
+                pieces.append(text[begin:space.start()])
+                begin = space.end()
+        return [*pieces, text[begin:]]
+
     def decode(self, ids):
         return self.processor.decode([int(i) for i in ids])
 
@@ -153,9 +169,17 @@ def sample_sentences(path, n_reviews=200_000, longest=16_000):
         n_lines = sum(1 for _ in file)
     step = max(1, math.ceil(n_lines / n_reviews))
     sentences = []
+    stride = 1
+    n_seen = 0
     for _, text in read_split(path, step):
-        for k in range(0, len(text), longest):
-            sentences.append(text[k:k + longest])
+        for line in text.split('\n'):
+            for k in range(0, len(line), longest):
+                if n_seen % stride == 0:
+                    sentences.append(line[k:k + longest])
+                n_seen += 1
+                if len(sentences) == 2 * n_reviews:  # a novel: from now on half as many of its lines
+                    sentences = sentences[::2]
+                    stride *= 2
     if not sentences:
         raise UserError(f'{path} is empty')
     return sentences
@@ -252,6 +276,9 @@ class Characters(Vocabulary):
     def encode(self, texts):
         return [[self.ids.get(character, self.unk) for character in text] for text in texts]
 
+    def cut(self, text, length):
+        return [text[k:k + length] for k in range(0, len(text), length)]
+
     def decode(self, ids):
         text = []
         for i in ids:
@@ -288,21 +315,23 @@ def load_vocabulary(folder):
                         f'({type(error).__name__}: {error})') from None
 
 
-def find_vocabulary(model_name):
+def find_vocabulary(model_name, revision=None):
     """The vocabulary that --model_name= names. Raises UserError.
 
-    model_name: a folder with a vocabulary, a tokenizer.json, or a Hub repository (owner/name).
+    model_name: a folder with a vocabulary, a tokenizer.json, or a Hub repository (owner/name), of
+    which it is the revision.
     """
     path = Path(model_name)
     if (path / 'meta.json').exists():
         return load_vocabulary(path)
     file = path / 'tokenizer.json' if path.is_dir() else path
     if not file.exists():
-        if path.is_dir() or not hub.is_repository(model_name):
+        if path.is_dir() or not is_repository(model_name):
             raise UserError(f"model_name='{model_name}' is no tokenizer.json, folder with a "
                             f'vocabulary, or Hub repository (owner/name)')
-        file = hub.download_model(model_name, 'tokenizer.json')
-        print0(f'{model_name}: licence: {LICENCES.get(model_name, "see its page on the Hub")}')
+        file = hub_file(model_name, 'tokenizer.json', revision)
+        print0(f'{model_name}: commit {file.parent.name[:7]}; '
+               f'licence: {LICENCES.get(model_name, "see its page on the Hub")}')
     try:
         return HubTokenizer(file.read_bytes())
     except (OSError, UserError) as error:
