@@ -13,15 +13,20 @@ demo has tables of its own, in grammar.py.
 import csv
 import hashlib
 import json
+import multiprocessing
 import os
 import re
 import shutil
 import signal
 import tempfile
+import threading
 import unicodedata
 import zlib
-from collections import Counter
-from contextlib import ExitStack, contextmanager
+from collections import Counter, deque
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 
@@ -57,6 +62,7 @@ class Labels:
     def __init__(self, ratings=''):
         """ratings: 'LABEL:RATING,LABEL:RATING'. Raises UserError."""
         self.given = bool(ratings)
+        self.found = {}  # label as it stands in a table → its rating, None if it means nothing
         self.meaning = {'': UNKNOWN, 'none': UNKNOWN, 'nan': UNKNOWN} if ratings else RATING_LABELS
         for pair in ratings.split(',') if ratings else []:
             label, _, rating = pair.rpartition(':')
@@ -68,11 +74,14 @@ class Labels:
     @staticmethod
     def bare(label):
         """A label as it is compared: a gap in a column of pandas makes 1.0 of every 1."""
-        return str(label).strip().lower().removesuffix('.0')
+        return label.strip().lower().removesuffix('.0')
 
     def rating(self, label):
         """The rating that a label means. Raises UserError."""
-        rating = self.meaning.get(self.bare(label))
+        word = str(label)
+        if word not in self.found:
+            self.found[word] = self.meaning.get(self.bare(word))
+        rating = self.found[word]
         if rating is None and self.given:
             raise UserError(f'its label is {label!r}, of which --ratings= says nothing')
         if rating is None:
@@ -910,7 +919,7 @@ class StreamWriter:
 
 
 def encode_file(vocab, path, stream, batch_size, chunk_size):
-    """Encode train.txt or validation.txt into the stream. Raises UserError.
+    """Encode train.txt or validation.txt into the stream, on all cores. Raises UserError.
 
     Returns (n_chars, n_fitting): the characters of all texts, and how many texts fit whole into a
     row of chunk_size.
@@ -918,57 +927,114 @@ def encode_file(vocab, path, stream, batch_size, chunk_size):
     from tqdm import tqdm
     n_chars = 0
     n_fitting = 0
-    with tqdm(desc=f'encode {path.name}', unit=' texts', mininterval=0.5, disable=None) as bar:
-        for texts in batches(read_split(path), batch_size):
-            if len(texts) == 1:
-                ids, lengths = encode_long(vocab, *texts[0])
-            else:
-                ids, lengths = encode_batch(vocab, texts)
+    encoded = map_ordered(encode_lines, batches(read_lines(path), batch_size), vocab, path)
+    with (
+        closing(encoded),
+        tqdm(desc=f'encode {path.name}', unit=' texts', mininterval=0.5, disable=None) as bar,
+    ):
+        for ids, lengths, batch_chars in encoded:
             stream.append(ids, lengths)
-            n_chars += sum(len(text) for _, text in texts)
+            n_chars += batch_chars
             n_fitting += int((lengths <= chunk_size).sum())
-            bar.update(len(texts))
+            bar.update(len(lengths))
     if stream.n_texts == 0:
         raise UserError(f'{path} is empty')
     stream.close(vocab.eos)
     return n_chars, n_fitting
 
 
-def batches(texts, size):
-    """Yield lists of `size` (rating, text), the last one shorter; a long text comes alone."""
+def batches(lines, size):
+    """Yield lists of `size` (number, line), the last one shorter; a long line comes alone."""
     batch = []
-    for rating, text in texts:
-        if len(batch) == size or batch and len(text) > LONG:
+    for n, line in lines:
+        if batch and (len(batch) == size or len(line) > LONG):
             yield batch
             batch = []
-        batch.append((rating, text))
-        if len(text) > LONG:
+        batch.append((n, line))
+        if len(line) > LONG:
             yield batch
             batch = []
     if batch:
         yield batch
 
 
-def encode_batch(vocab, texts):
-    """R (rating, text) → (ids of all (N,), lengths (R,)).
+def encode_lines(vocab, path, lines):
+    """R (number, line) → (ids of all (N,), lengths (R,), how many characters).
 
-    In front of the ids of each text come `</s>` and the id of its rating. The libraries encode on
-    all cores.
+    In front of the ids of each text come `</s>` and the id of its rating. Raises UserError.
     """
-    encoded = vocab.encode([text for _, text in texts])
-    parts = []
-    for (rating, _), ids in zip(texts, encoded):
-        parts.append((vocab.eos, vocab.start_ids[rating]))
-        parts.append(ids)
-    lengths = np.array([2 + len(ids) for ids in encoded])
-    ids = np.fromiter(chain.from_iterable(parts), np.uint16, count=lengths.sum())
-    return ids, lengths
+    texts = [parse_line(path, n, line) for n, line in lines]
+    if len(texts) == 1:
+        ids, lengths = encode_long(vocab, *texts[0])
+    else:
+        encoded = vocab.encode([text for _, text in texts])
+        parts = []
+        for (rating, _), ids in zip(texts, encoded):
+            parts.append((vocab.eos, vocab.start_ids[rating]))
+            parts.append(ids)
+        lengths = np.array([2 + len(ids) for ids in encoded])
+        ids = np.fromiter(chain.from_iterable(parts), np.uint16, count=lengths.sum())
+    return ids, lengths, sum(len(text) for _, text in texts)
 
 
 def encode_long(vocab, rating, text):
-    """The same of one text, in pieces: a novel's ids as a Python list would take gigabytes."""
+    """(ids (N,), lengths (1,)) of one text, in pieces: as a Python list a novel's ids would take
+    gigabytes.
+    """
     parts = [np.array([vocab.eos, vocab.start_ids[rating]], np.uint16)]
     for piece in vocab.cut(text, LONG):
         parts.append(np.array(vocab.encode([piece])[0], np.uint16))
     ids = np.concatenate(parts)
     return ids, np.array([len(ids)])
+
+
+# --- on all cores ---
+
+def map_ordered(function, items, *first):
+    """Yield function(*first, item) for every item, in order, computed by up to eight processes that
+    are never far ahead. Raises UserError.
+
+    Python's threads share one interpreter, so processes do the work. More than eight would wait for
+    the one that reads the items and writes the results.
+    """
+    n_processes = min(count_cores(), 8)
+    pool = ProcessPoolExecutor(n_processes, initializer=begin_worker, initargs=(function, first))
+    waiting = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > 2 * n_processes:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool:
+        raise UserError('a process ended before its work was done; is there enough memory?') from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def count_cores():
+    """How many cores this process may use."""
+    if hasattr(os, 'sched_getaffinity'):  # on Linux fewer than there are, in a container
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def begin_worker(function, first):
+    """The first words of a process: it ends with the one that started it, and not by Ctrl-C, which
+    a terminal sends to all of them.
+    """
+    global work_function
+    work_function = partial(function, *first)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def end_with_parent():
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def work(item):
+    return work_function(item)
