@@ -34,7 +34,15 @@ import numpy as np
 
 from parts.checkpoint import atomic_write, read_json
 from parts.errors import UserError
-from parts.readers import FILE_TYPES, UNITS, LeftOut, Reader, explain_encoding, file_type
+from parts.readers import (
+    FILE_TYPES,
+    UNITS,
+    LeftOut,
+    Reader,
+    explain_encoding,
+    file_type,
+    listed,
+)
 
 # --- ratings ---
 
@@ -419,22 +427,23 @@ class Report:
         """Sentences that tell it, from the rows that were read to those that were left out."""
         kept = sum(self.ratings.values())
         train, val = self.n_texts['train'], self.n_texts['val']
-        yield (f'{self.name}: {self.n_rows:,} texts read, {kept:,} kept: {train:,} to train on, '
-               f'{val:,} to validate; licence: {self.licence}')
+        yield (f'{self.name}: texts read: {self.n_rows:,}, kept: {kept:,}, to train on: {train:,}, '
+               f'to validate: {val:,}; licence: {self.licence}')
         rated = kept - self.ratings[UNKNOWN]
         if rated or any(rating for _, rating in self.chosen.values()):
             parts = []
             for rating, (english, _) in enumerate(RATING_NAMES):
                 parts.append(f'{self.ratings[rating]:,} {english}')
-            yield f'{self.name}: {", ".join(parts)}, {self.ratings[UNKNOWN]:,} without a rating'
+            parts.append(f'{self.ratings[UNKNOWN]:,} without a rating')
+            yield f'{self.name}: {", ".join(parts)}'
         elif self.chosen:
-            names = ', '.join(repr(name) for name in next(iter(self.chosen)))
+            names = listed(next(iter(self.chosen)))
             yield f'{self.name}: no ratings; its columns are {names} (--rating_column= takes one)'
         if self.left_out:
             yield f'{self.name}: {self.left_out_words()}'
         if self.others:
             types = sorted({path.suffix or path.name for path in self.others})
-            yield f'{self.name}: {len(self.others):,} other files not read ({" ".join(types[:9])})'
+            yield f'{self.name}: other files, not read: {len(self.others):,}, as {types[:5]}'
 
     def left_out_words(self):
         reasons = ', '.join(f'{n:,} {reason}' for reason, n in self.left_out.most_common())
@@ -661,6 +670,11 @@ def signals_ignored():
             signal.signal(number, handler)
 
 
+def shortened(value):
+    words = repr(value)
+    return words if len(words) <= 60 else words[:60] + '…'
+
+
 def to_json(value):
     return json.dumps(value, indent=1, ensure_ascii=False).encode()
 
@@ -680,12 +694,14 @@ def read_texts_meta(folder):
     meta = {name: content[name] for name in kinds if name in content}
     for name, value in meta.items():
         if type(value) is not kinds[name] or name == 'unit' and value not in UNITS:
-            raise UserError(f'{path}: {name} cannot be {value!r}')
-    fields = {'name': str, 'licence': str, 'train_reviews': int, 'val_reviews': int}
+            raise UserError(f'{path}: {name} cannot be {shortened(value)}')
+    kinds = {'name': str, 'licence': str, 'train_reviews': int, 'val_reviews': int}
     for source in meta.get('sources', []):
-        for field, kind in fields.items():
-            if not isinstance(source, dict) or type(source.get(field)) is not kind:
-                raise UserError(f'{path}: a source cannot be {source!r}')
+        for name, kind in kinds.items():
+            value = source.get(name) if isinstance(source, dict) else None
+            # what is no text, or moves the cursor of a terminal, is not printed
+            if type(value) is not kind or kind is str and not value.isprintable():
+                raise UserError(f'{path}: {name} of a source cannot be {shortened(value)}')
     return meta
 
 
@@ -799,10 +815,6 @@ def check_clean(folder, unit):
 def without_windows(line):
     """A line of a text file without what Windows puts around it: a BOM, a carriage return."""
     return line.removeprefix('\ufeff'.encode()).rstrip(b'\r\n')
-
-
-def shortened(text):
-    return repr(text if len(text) < 40 else text[:40] + '…')
 
 
 def clean_copy(texts, folder, unit):
@@ -1002,7 +1014,8 @@ def map_ordered(function, items, *first):
     waiting = deque()
     try:
         for item in items:
-            waiting.append(pool.submit(work, item))
+            with signals_ignored():  # a process that begins now ignores Ctrl-C from the start
+                waiting.append(pool.submit(work, item))
             if len(waiting) > 2 * n_processes:
                 yield waiting.popleft().result()
         while waiting:

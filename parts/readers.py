@@ -83,9 +83,9 @@ class Reader:
         if names not in self.chosen:
             text = find_column(names, self.text_column, TEXT_COLUMNS, '--text_column')
             if text is None:
-                there = ', '.join(repr(name) for name in names) or 'none'
-                raise UserError(f'its columns are {there}; --text_column= says which is the text '
-                                f'(if these are no names, the first line with names is missing)')
+                raise UserError(f'its columns are {listed(names)}; --text_column= says which one '
+                                f'is the text (if these are no names of columns, the line with '
+                                f'the names is missing)')
             rating = None
             if self.rating_column != 'none':
                 rating = find_column(names, self.rating_column, RATING_COLUMNS, '--rating_column')
@@ -246,16 +246,20 @@ def find_column(names, wanted, usual, flag):
     for name in usual:
         found = [column for column in names if plain(column) == name]
         if len(found) > 1:
-            both = ' and '.join(repr(column) for column in found)
-            raise UserError(f'its columns {both} could both be meant; rename one, or name the '
-                            f'other with {flag}=')
+            raise UserError(f'each of its columns {listed(found)} could be meant; {flag}= names '
+                            f'one, and if they have one name rename one')
         if found:
             return found[0]
     if wanted:
-        there = ', '.join(repr(column) for column in names)
-        raise UserError(f'it has no column {wanted!r}; its columns are {there}; '
-                        f'{flag}= takes one of them')
+        raise UserError(f'it has no column {wanted!r}; its columns are {listed(names)}, of which '
+                        f'{flag}= takes one')
     return None
+
+
+def listed(names):
+    """The names of columns in words: whatever is in them stays on one line and harms no terminal.
+    """
+    return ', '.join(repr(name)[:60] for name in names[:20]) or 'none'
 
 
 def check_is_text(field):
