@@ -179,7 +179,7 @@ def find_source(source):
         for other in path.parent.iterdir():  # macOS writes names in NFD
             if unicodedata.normalize('NFC', other.name) == unicodedata.normalize('NFC', path.name):
                 path = other
-    if path.is_dir() or path.is_file() and file_type(path):
+    if source and path.is_dir() or path.is_file() and file_type(path):
         return path
     types = ' '.join(FILE_TYPES)
     if path.is_file():

@@ -322,7 +322,8 @@ def explain_encoding(path, encoding):
     n_bad = text.count('\ufffd')
     n_foreign = sum(not character.isascii() for character in text)
     zeros = head.count(0) > len(head) // 100  # as in UTF-16
-    if '16' not in named and n_bad * 10 < n_foreign and not zeros:
+    few_are_bad = n_bad * 10 < n_foreign or n_bad == 1 < n_foreign
+    if few_are_bad and not zeros and '16' not in named:
         with opener(path, 'rb') as file:
             return f'{path}{first_bad_byte(file, named)}'
     return f'{path} is not {named}; {guess_encoding(head)}'
