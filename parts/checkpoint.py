@@ -1,5 +1,5 @@
-"""Files that appear whole or not at all, and what a run keeps beside its model: state.pt, from which
-it goes on; log.csv, its history; a lock on the folder.
+"""Files that appear whole or not at all, and what a run keeps beside its model: state.pt, from
+which it goes on; log.csv, its history; a lock on the folder.
 
 torch is imported where it is needed: prepare.py writes files too, and starts without it.
 """

@@ -1,4 +1,4 @@
-"""The texts: where they come from, what their ratings mean, how they are cleaned, split and encoded.
+"""The texts: where they come from, what their ratings mean, how they are cleaned, split, encoded.
 
     kr3 | kr3_raw | nsmc | hate_speech | shakespeare | demo | a file | a folder
       → (text, label) of every row                    readers.py
@@ -38,7 +38,6 @@ from parts.readers import (
     FILE_TYPES,
     UNITS,
     LeftOut,
-    Reader,
     explain_encoding,
     file_type,
     listed,
@@ -54,10 +53,11 @@ RATINGS = [  # one line a rating, 0, 1, 2: its token, its English name, its Kore
 UNKNOWN = -1  # the rating of a text that has none
 RATING_TOKENS = [token for token, _, _ in RATINGS]
 RATING_NAMES = [(english, korean) for _, english, korean in RATINGS]
-RATING_DIGITS = {'-': UNKNOWN} | {str(rating): rating for rating in range(len(RATINGS))}  # train.txt
+RATING_DIGITS = {'-': UNKNOWN} | {str(rating): rating for rating in range(len(RATINGS))}
 
 # what a table may say of a rating → the rating
-RATING_LABELS = RATING_DIGITS | {'false': 0, 'true': 1, '': UNKNOWN, 'none': UNKNOWN, 'nan': UNKNOWN}
+NO_LABELS = {'': UNKNOWN, 'none': UNKNOWN, 'nan': UNKNOWN}
+RATING_LABELS = RATING_DIGITS | NO_LABELS | {'false': 0, 'true': 1}
 for _rating, _names in enumerate(RATING_NAMES):
     RATING_LABELS |= {name: _rating for name in _names}
 
@@ -71,7 +71,7 @@ class Labels:
         """ratings: 'LABEL:RATING,LABEL:RATING'. Raises UserError."""
         self.given = bool(ratings)
         self.found = {}  # label as it stands in a table → its rating, None if it means nothing
-        self.meaning = {'': UNKNOWN, 'none': UNKNOWN, 'nan': UNKNOWN} if ratings else RATING_LABELS
+        self.meaning = dict(NO_LABELS if ratings else RATING_LABELS)
         for pair in ratings.split(',') if ratings else []:
             label, _, rating = pair.rpartition(':')
             if rating.strip() not in RATING_DIGITS:
@@ -191,7 +191,7 @@ def find_source(source):
 
 
 def source_name(source):
-    """The name under which the texts of a source are written: that of the file, without its type."""
+    """The name that the texts of a source are written under: that of the file without its type."""
     if source in KNOWN_SOURCES:
         return source
     name = source.resolve().name
@@ -352,7 +352,7 @@ def clean_lines(text):
 
 
 def visible(text):
-    """What can be seen of a text, '' if nothing. Two texts in which it is the same look the same."""
+    """What can be seen of a text, '' if nothing can. Texts that look the same have the same."""
     return INVISIBLE.sub('', text).strip()
 
 
@@ -517,7 +517,8 @@ def split_sources(sources, folder, val_ratio, labels, make_reader, **reading):
             report = Report(name, LICENCES.get(source, "the file's own"))
             own = {side: create(f'{name}_{side}.txt') for side in SIDES}
             rows = read_source(source, reader, report, **reading)
-            for side, rating, text, bits in split_rows(rows, reader.unit, val_ratio, labels, report):
+            texts = split_rows(rows, reader.unit, val_ratio, labels, report)
+            for side, rating, text, bits in texts:
                 line = text_line(rating, text)
                 own[side].write(line)
                 shared[side].write(line)
@@ -539,7 +540,7 @@ def split_sources(sources, folder, val_ratio, labels, make_reader, **reading):
 
 
 def split_rows(rows, unit, val_ratio, labels, report):
-    """Yield (side, rating, text, bits) of rows of read_source, the texts clean. Raises UserError."""
+    """Yield (side, rating, text, bits) of rows of read_source, clean. Raises UserError."""
     from tqdm import tqdm
     clean_text = cleaner(unit)
     for file, n, text, label, bits in tqdm(rows, desc=f'split {report.name}', unit=' texts',
@@ -1021,7 +1022,8 @@ def map_ordered(function, items, *first):
         while waiting:
             yield waiting.popleft().result()
     except BrokenProcessPool:
-        raise UserError('a process ended before its work was done; is there enough memory?') from None
+        sentence = 'a process ended before its work was done; is there enough memory?'
+        raise UserError(sentence) from None
     finally:
         pool.shutdown(cancel_futures=True)
 

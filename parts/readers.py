@@ -166,8 +166,8 @@ class Reader:
                 yield LeftOut('empty'), None
             elif len(cells) != len(header):
                 raise UserError(f'line {n} has {len(cells)} cells and the first line has '
-                                f'{len(header)}; a text with a {DELIMITERS.get(delimiter, delimiter)} or a '
-                                f'line break in it must stand in quotes')
+                                f'{len(header)}; a text with a {DELIMITERS.get(delimiter, "mark")} '
+                                f'or a line break in it must stand in quotes')
             elif cells[text_cell].endswith(text) and bare(cells) == header:
                 yield LeftOut('the names of the columns again'), None
             else:

@@ -177,7 +177,7 @@ def sample_sentences(path, n_reviews=200_000, longest=16_000):
                 if n_seen % stride == 0:
                     sentences.append(line[k:k + longest])
                 n_seen += 1
-                if len(sentences) == 2 * n_reviews:  # a novel: from now on half as many of its lines
+                if len(sentences) == 2 * n_reviews:  # of a novel, from now on fewer
                     sentences = sentences[::2]
                     stride *= 2
     if not sentences:

@@ -88,7 +88,7 @@ def hub(tmp_path):
         f'/datasets/leey4n/KR3/resolve/{KR3}/kr3.parquet': parquet(ROWS),
         '/datasets/leey4n/KR3/resolve/other/kr3.parquet': parquet(ROWS[:150]),
         f'/datasets/leey4n/KR3/resolve/{RAW}/kr3_raw.tsv':
-            'Rating\tReview\tRegion\n'.encode()
+            b'Rating\tReview\tRegion\n'
             + ''.join(f'{rating}\t{text}\t서울\n' for rating, text in ROWS[:100]).encode(),
     }
     server.env = {'HF_ENDPOINT': server.url, 'HF_HOME': str(tmp_path / 'hf'),

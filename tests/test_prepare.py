@@ -26,7 +26,6 @@ from parts import grammar
 from parts.corpus import (
     check_texts,
     clean,
-    clean_lines,
     escape,
     map_ordered,
     read_split,
@@ -37,7 +36,6 @@ from parts.vocabulary import (
     CONTROL_TOKENS,
     Characters,
     HubTokenizer,
-    SentencePiece,
     load_vocabulary,
 )
 
