@@ -26,9 +26,9 @@ from pathlib import Path
 import torch
 
 from configurator import configure
-from parts.corpus import RATING_NAMES, clean, read_split
-from parts.errors import UserError, run_script
 from parts.checkpoint import read_json
+from parts.corpus import RATING_NAMES, cleaner, read_split
+from parts.errors import UserError, run_script
 from parts.folder import MODEL_FLAGS, find_model_folder, open_model
 from parts.machine import explain_failures, keep_freed_memory, select_device, select_dtype
 from parts.pictures import colour_by_surprise, draw_ladder, draw_scaling
@@ -274,7 +274,7 @@ def read_sentences(unit):
     lines = [settings.text] if settings.text != '-' else sys.stdin or []
     try:
         for line in lines:
-            sentence = clean(line, unit).strip('\n')
+            sentence = cleaner(unit)(line).strip('\n')
             if sentence:
                 yield sentence
     except UnicodeDecodeError:

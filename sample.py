@@ -17,7 +17,7 @@ import torch
 
 from configurator import configure
 from model import generate
-from parts.corpus import RATING_NAMES, clean
+from parts.corpus import RATING_NAMES, cleaner
 from parts.errors import UserError, run_script
 from parts.folder import MODEL_FLAGS, find_model_folder, open_model
 from parts.guidance import Guided
@@ -62,7 +62,7 @@ def main():
     generator = torch.Generator(device).manual_seed(settings.seed)
     unit = meta.get('unit', 'line')
     for beginning in read_beginnings():
-        write_texts(model, vocabulary, ratings, clean(beginning, unit), unit, generator)
+        write_texts(model, vocabulary, ratings, cleaner(unit)(beginning), unit, generator)
 
 
 # --- what a person asks for ---

@@ -293,7 +293,7 @@ def main():
     check_settings(run)
     device = select_device(run.device)
     if rank == 0:
-        lock = run_files.lock_folder(out)  # noqa: F841  held until this process ends
+        run_files.lock_folder(out)
     start_process(device)
     stop = StopRequest()
 

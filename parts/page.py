@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
+from parts.checkpoint import atomic_write
 from parts.corpus import RATING_NAMES
 from parts.errors import UserError
-from parts.checkpoint import atomic_write
 from parts.vocabulary import Characters, SentencePiece
 
 TEMPLATE = Path(__file__).with_name('page.html')
