@@ -26,6 +26,7 @@ from configurator import configure
 from model import Config, build, generate
 from parts import checkpoint as run_files
 from parts.bigram import init_from_bigrams
+from parts.corpus import check_texts
 from parts.data import Data, read_meta
 from parts.errors import UserError, print0
 from parts.machine import (
@@ -299,6 +300,7 @@ def main():
 
     # --- what all processes must agree on ---
     meta = read_meta(run.data_dir, run.mode)
+    check_texts(Path(run.data_dir), meta)
     vocabulary = vocabulary_files(Path(run.data_dir, run.mode))
     step = checkpoint['step'] if checkpoint else 0
     check_same_everywhere({
