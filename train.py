@@ -408,8 +408,8 @@ class Trainer:
             'data_dir': self.run.data_dir,
         }
         card = model_card(self.model, meta, self.out.resolve().name)
-        more = {**self.data.vocabulary_files, 'README.md': card.encode()}
-        save_model(self.model, self.out, meta, more)
+        files = {**self.data.vocabulary_files, 'README.md': card.encode()}
+        save_model(self.model, self.out, meta, files)
 
     def save_state(self):
         """state.pt: the last step, all that resuming needs."""

@@ -164,9 +164,8 @@ def matmul_flops(model, T):
     """
     config = model.config
     n_weights = sum(p.numel() for p in model.parameters() if p.ndim == 2)
-    if not config.tied:
-        n_weights -= model.model.embed_tokens.weight.numel()  # looked up, not multiplied
-    attention = 12 * config.n_layers * config.nhead * config.head_dim * T
+    n_weights -= model.model.embed_tokens.weight.numel()  # looked up, not multiplied
+    attention = 12 * config.n_layers * config.d_model * T
     return 6 * n_weights + (attention if config.arch == 'decoder' else 0)
 
 
