@@ -5,16 +5,19 @@
     python train.py --out_dir=out/demo --init_from=resume              go on where a run stopped
     python train.py --init_from=out/kr3 --data_dir=data/mine_kr3 --out_dir=out/mine_kr3 fine-tune
 
-    train.bin → shuffled reviews → rows (R, T+1) → batch (B, T+1) of step s → loss → gradients
-    → optimizer → out_dir/
+    train.bin → shuffled texts → rows (R, T) → batch (B, T) of step s → loss → gradients → optimizer
+    → out_dir/
 
-The batch of step s is a function of (data, settings, s) and nothing else, and so is the dropout of
-its rows. So a resumed run is the run that never stopped, and four processes draw the curve of one.
-Read main() first, then Trainer, then parts/batches.py, parts/bigram.py and parts/optim.py.
+The batch of step s is a function of (data, settings, s) and nothing else. So a resumed run is the
+run that never stopped, and four processes draw the curve of one. Begin at main(); then read
+parts/data.py, parts/bigram.py and parts/optim.py.
 """
 import math
+import shlex
 import time
+import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -22,24 +25,19 @@ from torch.nn.parallel import DistributedDataParallel
 from configurator import configure
 from model import Config, build, generate
 from parts import checkpoint as run_files
-from parts.batches import hide_ratings, inputs_and_targets, read_meta, slice_rows, to_device
 from parts.bigram import init_from_bigrams
-from parts.compiling import compile_and_check, worth_compiling
+from parts.data import Data, read_meta
 from parts.errors import UserError, print0
-from parts.optim import (
-    LossScaler,
-    load_optimizer_states,
-    lr_schedule,
-    make_optimizers,
-    set_learning_rate,
-)
-from parts.runtime import (
+from parts.machine import (
     StopRequest,
     all_reduce,
+    check_same_everywhere,
+    compile_and_check,
     explain_failures,
     from_rank0,
     matmul_flops,
     matmul_peak,
+    on_any_rank,
     rank,
     run_distributed,
     select_device,
@@ -47,14 +45,17 @@ from parts.runtime import (
     start_process,
     wait_for_all,
     world_size,
+    worth_compiling,
 )
-from parts.setup import NOT_KEPT, fine_tuned_model, load_data, settings_and_checkpoint
+from parts.optim import get_lr, make_optimizer
+from parts.vocabulary import vocabulary_files
 
+# --- data ---
 data_dir = 'data/kr3'  # what prepare.py wrote
 out_dir = 'out/kr3'    # where the model folder, the state and the log go
 mode = 'tokenizer'     # which of data_dir's vocabularies: tokenizer or manual
-init_from = 'scratch'  # scratch; resume the run in out_dir; a model folder or Hub name to fine-tune
-teachers = ''          # model folders, with commas between: learn also from what they say together
+init_from = 'scratch'  # scratch; resume the run in out_dir; auto: whichever; a model folder or Hub name
+# --- model ---
 arch = 'decoder'       # decoder: attention; ffn: an MLP over the last `window` tokens
 d_model = 256          # width of the model
 d_ffn = 0              # width inside its MLPs (0: 8/3 of d_model, in 64s)
@@ -62,21 +63,18 @@ n_layers = 6           # depth
 nhead = 0              # attention heads (0: one per 64 of d_model)
 window = 8             # ffn: how many tokens it reads
 chunk_size = 256       # longest row in tokens, and how far attention looks back
-tied = False           # one matrix for embedding and head
 dropout = 0.0          # share of activations dropped in training; 0.1 where data is repeated often
+# --- optimizer ---
 batch_size = 16        # rows of chunk_size per optimizer step, over all processes together
 micro_batch = 0        # rows per forward pass of one process, to fit its memory (0: its share)
 epochs = 1             # passes over the data
 n_tokens = 0.0         # million tokens per epoch, each time another random part (0: all there are)
 read_share = 0.7       # share of the rows where the rating is hidden and asked for at the end
-read_weight = 10.0     # what a rating counts there, in tokens
-counts = True          # begin as a bigram model: count in train.bin what follows what (not if tied)
+bigram_init = True     # begin as a bigram model: count in train.bin what follows what
 optimizer = 'muon'     # muon: Muon for the matrices, AdamW for the rest; adamw: AdamW for all
 lr = 6e-3              # peak learning rate
-weight_decay = 0.1     # pull of the weights towards zero, per step and unit of learning rate
 table_decay = 0.0      # pull of embedding and head to zero, per epoch; 1 if data come back often
-warmup = 0             # steps of rising learning rate (0: a fiftieth of the run)
-grad_clip = 1.0        # longest gradient allowed (0: any)
+# --- run ---
 eval_interval = 0      # steps between validations, each saving the state (0: some ten a run)
 eval_tokens = 0.1      # million validation tokens, always the same (0: all); fewer in a short run
 log_interval = 0       # steps between lines of the log (0: forty a run)
@@ -88,386 +86,94 @@ show = False           # at every validation, show what the model writes by now
 wandb = ''             # also log to this project of Weights & Biases (pip install wandb first)
 settings = configure(globals())
 
-
-def main():
-    device = select_device(settings.device)
-    with explain_failures(device):
-        out = Path(settings.out_dir)
-        run, checkpoint = settings_and_checkpoint(settings, out)
-        meta = read_meta(run.data_dir, run.mode)
-        if rank == 0:
-            run_files.lock_folder(out)
-        start_process(device)
-        stop = StopRequest()
-        run, base, about = fine_tuned_model(run, meta, checkpoint)
-        data = load_data(run, {**meta, **about}, checkpoint)
-        if checkpoint and checkpoint['step'] >= data.steps:
-            print0(f'the run in {out} is complete: {data.steps:,} steps')
-            return 0
-        trainer = Trainer(run, data, device, out, checkpoint, base)
-        return training_loop(trainer, stop)
+RATING_WEIGHT = 10     # a rating that is asked for counts as so many tokens: see docs/LOG.md
+GRAD_CLIP = 1.0        # the longest gradient that is allowed
+# When a run goes on, only these may differ from its own settings; NOT_KEPT are not stored with it.
+MAY_CHANGE = {'data_dir', 'micro_batch', 'eval_interval', 'eval_tokens', 'log_interval',
+              'device', 'dtype', 'compile', 'show', 'wandb'}
+NOT_KEPT = {'init_from', 'out_dir', 'given'}
 
 
-def training_loop(trainer, stop):
-    """All steps that are left; returns the exit status."""
-    while trainer.step < trainer.steps:
-        batch, n_targets = trainer.next_batch()
-        loss = trainer.forward_backward(batch, n_targets)
-        gradient_norm = trainer.clip_gradients()
-        trainer.optimizer_step(gradient_norm)
-        trainer.count_step(loss)
+# --- before the first step ---
 
-        last = trainer.step == trainer.steps
-        stopping = stop.heard(trainer.device, trainer.step)
-        due = last or trainer.step % trainer.eval_interval == 0
-        if due or stopping or trainer.step % trainer.log_interval == 0:
-            trainer.log(validate=due)
-        if due or stopping:
-            trainer.save_state()
-        if stopping and not last:
-            return trainer.stopped(stop)
-    return trainer.finished()
+def begin_or_go_on(settings, out):
+    """(the settings, None) to begin; (the run's settings, its last state) to go on."""
+    auto = settings.init_from == 'auto' and run_files.has_checkpoint(out)
+    if settings.init_from == 'resume' or auto:
+        checkpoint = run_files.load_checkpoint(out)
+        run = adopt(settings, checkpoint['settings'], f'the run in {out} was started with',
+                    f'leave it out, or begin anew from its model (--init_from={out})')
+        if run.device == 'auto':
+            run.device = checkpoint['computation']['device']
+        return run, checkpoint
+    if run_files.has_checkpoint(out) or (out / 'model.safetensors').exists():
+        raise UserError(f'{out} already holds a run; go on with it (--init_from=resume), '
+                        'or name another --out_dir')
+    return settings, None
 
 
-class Trainer:
-    """A run: the model, what makes it learn, and how far it has come."""
+def adopt(settings, fixed, whose, advice):
+    """The settings, with those in `fixed` in place of the defaults.
 
-    def __init__(self, run, data, device, out, checkpoint, base):
-        self.run, self.data, self.device, self.out = run, data, device, out
-        self.batches, self.steps = data.batches, data.steps
-        self.eval_interval = run.eval_interval or max(1, self.steps // 10)
-        self.log_interval = run.log_interval or max(1, self.steps // 40)
-        self.step, self.best, self.seconds = 0, math.inf, 0.0
-        self.model = (base or new_model(run, data, checkpoint)).to(device)
-        self.parallel = self.model                            # until share_gradients() wraps it
-        self.model.config.reads_ratings = data.reads
-        self.rating_ids = torch.tensor(data.start_ids[:-1], device=device)
-        self.first_weights(checkpoint, base)
-        self.teachers = None
-        self.choose_computation(checkpoint)
-
-        self.optimizers = make_optimizers(self.model, run.optimizer, run.lr, run.weight_decay,
-                                          self.dtype, self.warm_start,
-                                          run.table_decay / self.batches.steps_per_epoch,
-                                          self.steps,
-                                          self.flops_per_token * self.batches.tokens_per_step)
-        self.scaler = LossScaler(self.dtype)
-        if checkpoint:
-            load_optimizer_states(self.optimizers, checkpoint['optimizers'])
-            self.scaler.load_state_dict(checkpoint['scaler'])
-        if world_size > 1:
-            self.share_gradients()
-
-        if rank == 0:
-            run_files.start_log(out, self.step)
-        if rank == 0 and run.wandb:
-            import wandb
-            self.wandb = wandb.init(project=run.wandb, name=out.resolve().name, config=vars(run))
-        self.first_step, self.first_seconds = self.step, self.seconds
-        self.loss_sum, self.steps_since_log = 0.0, 0
-        self.clock = time.perf_counter()
-
-    def first_weights(self, checkpoint, base):
-        """Those of the checkpoint, or of the base model, or counted ones, or random ones."""
-        run = self.run
-        counted = run.counts and run.d_model > 2
-        self.warm_start = bool(base) or counted
-        if checkpoint:
-            self.model.load_state_dict(checkpoint['model'])
-            self.warm_start = checkpoint['warm_start']
-            self.step = checkpoint['step']
-            self.best = checkpoint['best']
-            self.seconds = checkpoint['seconds']
-        elif counted and not base and rank == 0:  # the other processes get the first one's weights
-            start = time.perf_counter()
-            init_from_bigrams(self.model, self.data.tokens)
-            self.seconds = time.perf_counter() - start  # counting is part of training
-
-    def choose_computation(self, checkpoint):
-        """Choose number format and compiling: as asked, as measured, or as the run did before."""
-        run, device = self.run, self.device
-        self.micro_rows = min(self.data.micro_rows, self.data.rows_per_rank)
-        self.flops_per_token = matmul_flops(self.model, self.batches.row_length)
-        n_tokens = self.steps * self.batches.tokens_per_step
-        n_flops = self.flops_per_token * n_tokens / world_size
-        compiled = worth_compiling(run.compile, n_flops, device)
-        dtype = run.dtype
-        if checkpoint and dtype == 'auto':
-            dtype = checkpoint['computation']['dtype']
-        if checkpoint and run.compile == 'auto':
-            compiled = checkpoint['computation']['compiled']
-        self.dtype, told = from_rank0(select_dtype(dtype, device))
-        self.peak = from_rank0(matmul_peak(device, self.dtype)) * world_size
-        n_parameters = sum(p.numel() for p in self.model.parameters())
-        print0(f'{run.arch} of {n_parameters:,} parameters on {world_size} × {device.type} '
-               f'in {told}, {"" if compiled else "not "}compiled, '
-               f'measured peak {self.peak / 1e12:.2f} TFLOP/s\n'
-               f'{self.steps:,} steps of {self.batches.tokens_per_step:,} tokens: '
-               f'{run.epochs} × {self.data.tokens_per_epoch:,}; '
-               f'{self.data.val_rows[:, 1:].size:,} validation tokens')
-        self.compiled = compiled
-        if compiled:
-            checked = compile_and_check(self.model, self.one_pass, self.dtype, device)
-            self.compiled, self.dtype = checked
-
-    def share_gradients(self):
-        """From now on a backward pass adds up the gradients of all processes."""
-        devices = [self.device.index] if self.device.type == 'cuda' else None
-        self.parallel = DistributedDataParallel(self.model, device_ids=devices,
-                                                gradient_as_bucket_view=True)
-        # After its first pass it arranges the gradients anew, and on their place depends in which
-        # order three processes are added. A resumed run must not be the only one to arrange them.
-        self.one_pass(self.dtype)
-        self.model.zero_grad(set_to_none=True)
-
-    # --- one step ---
-
-    def next_batch(self):
-        """([x, y, seeds, ratings] of this process's rows, how many targets the step has in all).
-
-        x, y and ratings (B, T), seeds (B,). seeds is None without dropout, ratings without reading.
-        """
-        first = rank * self.data.rows_per_rank
-        end = first + self.data.rows_per_rank
-        rows, n_targets = self.batches.rows(self.step, first, end)
-        x, y = inputs_and_targets(rows, self.data.eos)
-        seeds, ratings = None, None
-        if self.run.dropout:
-            seeds = self.batches.dropout_seeds(self.step)[first:end]
-        if self.data.reads:
-            read = self.batches.rows_to_read(self.step, self.run.read_share)[first:end]
-            x, ratings = hide_ratings(x, y, read, self.data.eos, self.data.start_ids)
-        return [x, y, seeds, ratings], n_targets
-
-    def forward_backward(self, batch, n_targets):
-        """Gradients of the mean loss over the whole step. Returns this process's share of the mean
-        loss of the tokens."""
-        total = 0.0
-        n_rows = len(batch[0])
-        for i in range(0, n_rows, self.micro_rows):
-            if world_size > 1:  # the processes talk once a step
-                self.parallel.require_backward_grad_sync = i + self.micro_rows >= n_rows
-            micro_batch = slice_rows(batch, i, i + self.micro_rows)
-            nats, loss = self.losses(self.parallel, micro_batch, self.dtype)
-            # DistributedDataParallel averages gradients; their sum is needed, hence world_size
-            (loss / n_targets * self.scaler.scale * world_size).backward()
-            total = total + nats.detach() / n_targets
-        return total
-
-    def losses(self, model, batch, dtype):
-        """(nats of the tokens, what to learn from: the same and the ratings' nats), each a sum.
-
-        batch: [x, y, seeds, ratings], see next_batch().
-        """
-        x, y, seeds, ratings = to_device(batch, self.device)
-        with self.autocast(dtype):
-            if ratings is None:
-                nats, _ = model(x, y)
-                return nats, nats
-            nats, rating_nats = model(x, y, ratings, self.rating_ids)
-            return nats, nats + self.run.read_weight * rating_nats
-
-    def clip_gradients(self):
-        """Shorten the gradient of all parameters together to grad_clip; returns the norm it had."""
-        parameters = list(self.model.parameters())
-        self.scaler.unscale(parameters)
-        longest = self.run.grad_clip or math.inf
-        return torch.nn.utils.clip_grad_norm_(parameters, longest)
-
-    def optimizer_step(self, gradient_norm):
-        set_learning_rate(self.optimizers, self.lr_at(self.step))
-        sound = self.scaler.allows_step(gradient_norm)  # float16 alone may say no
-        for optimizer in self.optimizers:
-            if sound:
-                optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-
-    def count_step(self, loss):
-        self.step += 1
-        self.loss_sum = self.loss_sum + loss
-        self.steps_since_log += 1
-
-    def one_pass(self, dtype):
-        """Forward and backward of the next step's first micro-batch; returns its loss, of a row:
-        that of a token is too small a number for float16."""
-        batch, _ = self.next_batch()
-        _, loss = self.losses(self.parallel, slice_rows(batch, 0, self.micro_rows), dtype)
-        loss = loss / self.micro_rows
-        loss.backward()
-        return loss.detach()
-
-    def autocast(self, dtype):
-        return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
-
-    def lr_at(self, step):
-        return self.run.lr * lr_schedule(step, self.steps, self.run.warmup)
-
-    # --- between steps ---
-
-    @torch.no_grad()
-    def validate(self):
-        """Mean loss in nats per token over the validation rows, shared out among the processes."""
-        rows = self.data.val_rows
-        tokens_per_pass = max(self.micro_rows * self.batches.row_length, 4096)
-        width = max(1, tokens_per_pass // self.run.chunk_size)  # rows a pass
-        sums = torch.zeros(2, dtype=torch.float64)              # nats, targets
-        for i in range(rank * width, len(rows), world_size * width):
-            x, y = inputs_and_targets(rows[i:i + width], self.data.eos)
-            x, y = to_device([x, y], self.device)
-            with self.autocast(self.dtype):
-                # forward() by name skips the compiled pass: these rows have another shape
-                nats, _ = self.model.forward(x, y)
-            sums += torch.tensor([nats.item(), (y >= 0).sum().item()], dtype=torch.float64)
-        if world_size > 1:
-            sums = all_reduce(sums.to(self.device)).cpu()
-        return (sums[0] / sums[1]).item()
-
-    def log(self, validate):
-        """Tell the mean loss since the last line; with validate also that on held-out reviews, and
-        keep the model if it is the best so far."""
-        mean = torch.as_tensor(self.loss_sum / self.steps_since_log, device=self.device)
-        mean = all_reduce(mean).item()
-        self.seconds += time.perf_counter() - self.clock
-        val_loss = self.validate() if validate else None
-        self.check_finite(mean, val_loss)
-        if rank == 0:
-            self.report(mean, val_loss)
-            if validate and self.run.show:
-                self.show_reviews()
-        if validate and val_loss < self.best:
-            self.best = val_loss
-            if rank == 0:
-                self.save_model(val_loss)
-        self.loss_sum, self.steps_since_log = 0.0, 0
-        self.clock = time.perf_counter()
-
-    def check_finite(self, *losses):
-        """End the run where it has come to no number, before anything good is overwritten."""
-        for loss in losses:
-            if loss is not None and not math.isfinite(loss):
-                print0(f'the loss is {loss} by step {self.step:,}, learning rate '
-                       f'{self.lr_at(self.step - 1):.2e}; {self.out} keeps the last good state. '
-                       'Start again with a smaller --lr.')
-                raise SystemExit(1)
-
-    def report(self, mean, val_loss):
-        """One line for the screen and one for log.csv."""
-        tokens_per_step = self.batches.tokens_per_step
-        seconds_here = max(1e-9, self.seconds - self.first_seconds)
-        speed = (self.step - self.first_step) * tokens_per_step / seconds_here
-        minutes_left = (self.steps - self.step) * tokens_per_step / speed / 60
-        validation, bits = '', ''
-        if val_loss is not None:
-            bits_per_char = val_loss * self.data.to_bits_per_char
-            bits = f'{bits_per_char:.4f}'
-            validation = f'  validation {val_loss:.3f}  {bits} bits/char'
-            if self.data.floor:
-                validation += f' ({bits_per_char / self.data.floor - 1:+.1%} from the floor)'
-        used = self.flops_per_token * speed / self.peak
-        print(f'step {self.step:,}/{self.steps:,}  loss {mean:.3f}{validation}  '
-              f'{speed:,.0f} tokens/s  {used:.0%} of peak  {minutes_left:.1f} min left', flush=True)
-        row = {
-            'step': self.step,
-            'tokens': self.step * tokens_per_step,
-            'seconds': f'{self.seconds:.2f}',
-            'train_loss': f'{mean:.5f}',
-            'val_loss': '' if val_loss is None else f'{val_loss:.5f}',
-            'bits_per_char': bits,
-            'lr': f'{self.lr_at(self.step - 1):.3e}',
-        }
-        run_files.append_log(self.out, row)
-        if self.run.wandb:
-            known = {name: float(value) for name, value in row.items() if value}
-            self.wandb.log(known, step=self.step)
-
-    def show_reviews(self):
-        """Print a short review of each rating, always of the same seed: one can watch it learn."""
-        from parts.corpus import RATING_NAMES
-        from parts.vocabulary import load_vocabulary
-        vocabulary = load_vocabulary(Path(self.run.data_dir, self.run.mode))
-        for rating, (name, _) in enumerate(RATING_NAMES):
-            start = [vocabulary.eos, vocabulary.rating_ids[rating]]
-            idx = torch.tensor([start], device=self.device)
-            generator = torch.Generator(self.device).manual_seed(0)  # training's stays as it is
-            columns = generate(self.model, idx, 40, vocabulary.banned, temperature=0.8,
-                               generator=generator)
-            ids = [column.item() for column in columns]
-            print(f'    {name:9}  {vocabulary.decode([i for i in ids if i != vocabulary.eos])}')
-
-    def save_model(self, val_loss):
-        """The model folder: the best so far on validation."""
-        from parts.folder import model_card, save_model  # here, for it is slow to import
-        n_tokens = self.step * self.batches.tokens_per_step
-        meta = {
-            **self.data.meta,
-            'step': self.step,
-            'tokens': n_tokens,
-            'training_flops': self.flops_per_token * n_tokens,
-            'val_loss': val_loss,
-            'bits_per_char': val_loss * self.data.to_bits_per_char,
-            'data_dir': self.run.data_dir,
-        }
-        card = model_card(self.model, meta, self.out.resolve().name)
-        files = {**self.data.vocabulary_files, 'README.md': card.encode()}
-        save_model(self.model, self.out, meta, files)
-
-    def save_state(self):
-        """state.pt: the last step, all that resuming needs."""
-        if rank != 0:
-            return
-        if not all(p.isfinite().all() for p in self.model.parameters()):
-            self.check_finite(math.nan)
-        kept = {name: value for name, value in vars(self.run).items() if name not in NOT_KEPT}
-        dtype = str(self.dtype).removeprefix('torch.')
-        run_files.save_checkpoint(self.out, {
-            'model': self.model.state_dict(),
-            'optimizers': [optimizer.state_dict() for optimizer in self.optimizers],
-            'scaler': self.scaler.state_dict(),
-            'step': self.step,
-            'best': self.best,
-            'seconds': self.seconds,
-            'settings': kept,
-            'computation': {'dtype': dtype, 'compiled': self.compiled},
-            'config': vars(self.model.config),
-            'warm_start': self.warm_start,
-            'about': self.data.about,
-            'data': self.data.checksum,
-        })
-
-    def stopped(self, stop):
-        self.close()
-        print0(f'stopped at step {self.step:,} of {self.steps:,}; '
-               f'go on with: python train.py --out_dir={self.out} --init_from=resume')
-        return stop.exit_status
-
-    def close(self):
-        if rank == 0 and self.run.wandb:
-            self.wandb.finish()
-        wait_for_all()
-
-    def finished(self):
-        if rank == 0:
-            from parts.pictures import draw_losses
-            draw_losses(self.out, self.data.floor)
-        self.close()
-        print0(f'best validation loss {self.best:.4f}, kept in {self.out}; '
-               f'write with: python sample.py --model_path={self.out}')
-        if self.run.arch == 'decoder':
-            print0(f'look inside: python sample.py --model_path={self.out} '
-                   f'--page={self.out}/page.html')
-        return 0
+    A flag that a person gave must agree with them, or UserError is raised.
+    """
+    run = SimpleNamespace(**vars(settings))
+    for name, value in fixed.items():
+        asked = getattr(settings, name)
+        if name not in settings.given:
+            setattr(run, name, value)
+        elif asked != value and name not in MAY_CHANGE:
+            raise UserError(f'{whose} {name}={value}, not {asked}; {advice}')
+    return run
 
 
-# --- the model before the first step ---
+def kept(run):
+    """The settings that state.pt holds: {name: value}."""
+    return {name: value for name, value in vars(run).items() if name not in NOT_KEPT}
 
-def new_model(run, data, checkpoint):
+
+def check_settings(run):
+    """Raise UserError where a number makes no sense."""
+    for name in ('batch_size', 'epochs'):
+        if getattr(run, name) < 1:
+            raise UserError(f'{name}={getattr(run, name)}: it takes 1 or more')
+    for name in ('lr', 'n_tokens', 'micro_batch', 'table_decay', 'eval_interval', 'eval_tokens',
+                 'log_interval'):
+        if getattr(run, name) < 0:
+            raise UserError(f'{name}={getattr(run, name)}: it takes 0 or more')
+    if not 0 <= run.read_share <= 1:
+        raise UserError(f'read_share={run.read_share}: it takes 0 to 1')
+    if run.chunk_size < 2:
+        raise UserError(f'chunk_size={run.chunk_size}: it takes 2 or more')
+    if not 0 <= run.seed < 2 ** 63:
+        raise UserError(f'seed={run.seed}: it takes a whole number from 0 to 2^63 - 1')
+    if run.batch_size % world_size:
+        raise UserError(f'batch_size={run.batch_size} does not divide among {world_size} processes')
+
+
+def fine_tune(run, meta):
+    """(settings, the model that init_from names, what the next model card tells of it)."""
+    from parts.folder import base_model  # here, for it is slow to import
+    base, origin = base_model(run.init_from, Path(run.data_dir, run.mode), meta, run.dropout)
+    config = base.config
+    if 'chunk_size' in run.given:
+        config.chunk_size = run.chunk_size
+    config.chunk_size = min(run.chunk_size, config.chunk_size)
+    fixed = {'bigram_init': False}
+    for name in ('arch', 'd_model', 'd_ffn', 'n_layers', 'nhead', 'window', 'chunk_size'):
+        fixed[name] = getattr(config, name)
+    run = adopt(run, fixed, f'the model in {run.init_from} has', 'leave it out')
+    return run, base, origin
+
+
+def new_model(run, data, meta, checkpoint):
     """An untrained model of the shape that the settings or the checkpoint tell."""
     torch.manual_seed(run.seed)
     in_64s = -(-run.d_model * 8 // 3 // 64) * 64
     shape = {
-        'vocab_size': data.meta['vocab_size'],
+        'vocab_size': meta['vocab_size'],
         'eos': data.eos,
-        'bos': data.meta['starts']['unknown'],
+        'bos': data.start_ids[-1],
         'd_ffn': run.d_ffn or in_64s,
         'nhead': run.nhead or max(1, round(run.d_model / 64)),
     }
@@ -479,6 +185,366 @@ def new_model(run, data, checkpoint):
         return build(Config(**shape))
     except ValueError as error:
         raise UserError(error) from None
+
+
+def validation_plan(run, data):
+    """(eval_interval, eval_tokens in millions): as given or, where not, a twentieth of the time.
+
+    A validation token has no backward pass and costs at most half a training token. So a tenth of
+    the run's tokens is spent: on ten validations or, if they had under 20,000 each, on fewer.
+    """
+    interval, million = run.eval_interval, run.eval_tokens
+    if 'eval_tokens' not in run.given:
+        budget = data.steps * data.tokens_per_step / 1e6 / 10
+        n_validations = min(10, max(1, int(budget / 0.02)))
+        if 'eval_interval' in run.given:
+            n_validations = max(1, data.steps // (interval or max(1, data.steps // 10)))
+        else:
+            interval = math.ceil(data.steps / n_validations)
+        million = min(million, budget / n_validations)
+    return interval, million
+
+
+def start_wandb(run, out, checkpoint):
+    """The run at Weights & Biases, the same one as before a resume; None where none is wanted."""
+    if not run.wandb:
+        return None
+    import wandb
+    known = checkpoint['wandb_id'] if checkpoint else None
+    return wandb.init(project=run.wandb, name=out.resolve().name, config=kept(run),
+                      id=known, resume='allow')
+
+
+# --- now and then ---
+
+@torch.no_grad()
+def validate(model, data, val_rows, micro_rows, device, autocast):
+    """Mean loss in nats per token over the validation rows, shared out among the processes."""
+    width = max(1, max(micro_rows * data.row_length, 4096) // data.chunk_size)   # rows a pass
+    sums = torch.zeros(2, dtype=torch.float64)                # nats, targets
+    model.eval()
+    for first in range(rank * width, len(val_rows), world_size * width):
+        x, y = data.validation_batch(val_rows[first:first + width])
+        with autocast:
+            # forward() by name skips the compiled pass: these rows have another shape
+            loss, _ = model.forward(x.to(device), y.to(device))
+        sums += torch.tensor([loss.item(), (y >= 0).sum().item()], dtype=torch.float64)
+    model.train()
+    if world_size > 1:
+        sums = all_reduce(sums.to(device)).cpu()
+    return (sums[0] / sums[1]).item()
+
+
+def log_row(step, tokens, seconds, train_loss, val_loss, to_bits_per_char, lr):
+    """A line of log.csv: {column: value}."""
+    validated = val_loss is not None
+    return {
+        'step': step,
+        'tokens': tokens,
+        'seconds': f'{seconds:.2f}',
+        'train_loss': f'{train_loss:.5f}',
+        'val_loss': f'{val_loss:.5f}' if validated else '',
+        'bits_per_char': f'{val_loss * to_bits_per_char:.4f}' if validated else '',
+        'lr': f'{lr:.3e}',
+    }
+
+
+def print_row(row, data, floor, speed, share_of_peak):
+    """The same for the screen. speed: tokens a second. floor: bits per character, or None."""
+    validation = ''
+    if row['val_loss']:
+        bits = row['bits_per_char']
+        validation = f'  validation {float(row["val_loss"]):.3f}  {bits} bits/char'
+        if floor:
+            validation += f' ({float(bits) / floor - 1:+.1%} from the floor)'
+    # where the machine was busy as the peak was measured, a share of it says nothing
+    share = f'  {share_of_peak:.0%} of peak' if share_of_peak <= 1 else ''
+    minutes = (data.steps * data.tokens_per_step - row['tokens']) / speed / 60
+    print(f'step {row["step"]:,}/{data.steps:,}  loss {float(row["train_loss"]):.3f}{validation}  '
+          f'{speed:,.0f} tokens/s{share}  {minutes:.1f} min left', flush=True)
+
+
+def show_texts(model, data, run, device):
+    """Print a short text of each rating, always of the same seed: one can watch it learn."""
+    from parts.corpus import RATING_NAMES
+    from parts.vocabulary import load_vocabulary
+    vocabulary = load_vocabulary(Path(run.data_dir, run.mode))
+    starts = [('', data.start_ids[-1])]
+    if data.rated:
+        names = [f'{english:9}  ' for english, _ in RATING_NAMES]
+        starts = zip(names, data.start_ids)
+    model.eval()
+    for name, start in starts:
+        idx = torch.tensor([[data.eos, start]], device=device)
+        generator = torch.Generator(device).manual_seed(0)    # training's stays as it is
+        columns = generate(model, idx, 40, vocabulary.banned, temperature=0.8, generator=generator)
+        ids = [column.item() for column in columns]
+        print(f'    {name}{vocabulary.decode([i for i in ids if i != data.eos])}')
+    model.train()
+
+
+# --- the story ---
+
+@explain_failures(smaller='--micro_batch, the result is the same')
+def main():
+    # --- this process, this machine ---
+    out = Path(settings.out_dir)
+    run, checkpoint = begin_or_go_on(settings, out)
+    check_settings(run)
+    device = select_device(run.device)
+    if rank == 0:
+        lock = run_files.lock_folder(out)  # noqa: F841  held until this process ends
+    start_process(device)
+    stop = StopRequest()
+
+    # --- what all processes must agree on ---
+    meta = read_meta(run.data_dir, run.mode)
+    vocabulary = vocabulary_files(Path(run.data_dir, run.mode))
+    step = checkpoint['step'] if checkpoint else 0
+    check_same_everywhere({
+        **{name: value for name, value in kept(run).items() if name not in MAY_CHANGE},
+        'the checksum of train.bin': meta.get('train_crc32'),
+        'the vocabulary': zlib.crc32(b''.join(vocabulary.values())),
+        'the last step': step,
+        'the checksum of state.pt': checkpoint and checkpoint['checksum'],
+    })
+    if checkpoint and checkpoint['data'] != meta.get('train_crc32'):
+        raise UserError(f'{run.data_dir} holds other tokens than the run in {out} was trained on; '
+                        'name the folder that has them (--data_dir=), prepare them as they were, '
+                        'or begin anew in another --out_dir')
+
+    # --- data ---
+    base, origin = None, {}  # the model to fine-tune, and what the model card must tell of it
+    if checkpoint:
+        origin = checkpoint['origin']
+    elif run.init_from not in ('scratch', 'auto'):
+        run, base, origin = fine_tune(run, meta)
+    meta = {**meta, **origin}
+    data = Data(run, meta, rank, world_size)
+    if step >= data.steps:
+        print0(f'the run in {out} is complete: {data.steps:,} steps')
+        return 0
+    if not checkpoint:
+        run.eval_interval, run.eval_tokens = validation_plan(run, data)
+    val_rows = data.validation_rows(run.eval_tokens * 1e6 or math.inf)
+    eval_interval = run.eval_interval or max(1, data.steps // 10)
+    log_interval = run.log_interval or max(1, data.steps // 40)
+    micro_rows = data.rows_per_rank
+    if run.micro_batch:
+        micro_rows = min(run.micro_batch * run.chunk_size // data.row_length, micro_rows)
+    # nats per token → bits per character, which compares models of any vocabulary
+    to_bits_per_char = (meta['val_tokens'] - 1) / meta['val_chars'] / math.log(2)
+
+    # --- model ---
+    model = (base or new_model(run, data, meta, checkpoint)).to(device)
+    model.config.reads_ratings = data.asks_ratings
+    rating_ids = torch.tensor(data.start_ids[:-1], device=device)
+    seconds, best = 0.0, math.inf  # of training so far; the lowest validation loss
+    warm_start = bool(base)        # embedding and head hold what was trained, or counted
+    if checkpoint:
+        model.load_state_dict(checkpoint['model'])
+        seconds, best = checkpoint['seconds'], checkpoint['best']
+        warm_start = checkpoint['warm_start']
+    elif run.bigram_init and not base and run.d_model > 2:
+        warm_start = True
+        start = time.perf_counter()
+        if rank == 0:  # the other processes get these weights from DistributedDataParallel
+            init_from_bigrams(model, data.tokens)
+        seconds = time.perf_counter() - start  # counting is part of training
+
+    # the number format, and whether to compile: as asked, as measured, or as the run did before
+    flops_per_token = matmul_flops(model, data.row_length)
+    n_flops = flops_per_token * data.steps * data.tokens_per_step / world_size
+    compiled = worth_compiling(run.compile, n_flops, device)
+    dtype_name = run.dtype
+    if checkpoint and run.dtype == 'auto':
+        dtype_name = checkpoint['computation']['dtype']
+    if checkpoint and run.compile == 'auto':
+        compiled = checkpoint['computation']['compiled']
+    dtype, how = from_rank0(select_dtype(dtype_name, device))
+    peak = from_rank0(matmul_peak(device, dtype)) * world_size
+    n_parameters = sum(p.numel() for p in model.parameters())
+    print0(f'{run.arch} of {n_parameters:,} parameters on {world_size} × {device.type} in {how}, '
+           f'{"" if compiled else "not "}compiled, measured peak {peak / 1e12:.2f} TFLOP/s\n'
+           f'{data.steps:,} steps of {data.tokens_per_step:,} tokens: '
+           f'{run.epochs} × {data.tokens_per_epoch:,}')
+
+    autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+    few_rows = data.batch(step).rows(0, 4, device)
+
+    def loss_of_few_rows():
+        x, y, ratings = few_rows
+        with autocast:
+            token_loss, rating_loss = parallel(x, y, ratings, rating_ids)
+        return (token_loss + RATING_WEIGHT * rating_loss) / len(x)
+
+    parallel = model  # until DistributedDataParallel wraps it
+    if compiled:
+        compiled, dtype = compile_and_check(model, loss_of_few_rows, few_rows, dtype, device)
+        autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+    if world_size > 1:
+        devices = [device.index] if device.type == 'cuda' else None
+        parallel = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+        # DDP moves its buffers after the first pass, which changes the order of three summands. A
+        # resumed run must not be the only one to do it, so every run makes a pass for nothing.
+        loss_of_few_rows().backward()
+        model.zero_grad(set_to_none=True)
+
+    # --- optimizer ---
+    table_decay = run.table_decay / data.steps_per_epoch
+    optimizer = make_optimizer(model, run.optimizer, run.lr, table_decay, warm_start, dtype)
+    # float16 knows no number below 6e-8, so the loss is scaled up before the backward pass and the
+    # gradients down after it (Micikevicius et al. 2018, arXiv:1710.03740). Other formats need none.
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    if checkpoint:
+        optimizer.load_state_dict(checkpoint['optimizer'])
+        scaler.load_state_dict(checkpoint['scaler'])
+
+    # --- the log, the model folder, the state ---
+    wandb_run = None
+    if rank == 0:
+        run_files.start_log(out, step)
+        wandb_run = start_wandb(run, out, checkpoint)
+    checkpoint = None  # its weights are copied: let the memory go
+
+    def save_best(val_loss):
+        """The model folder: the best so far on validation."""
+        from parts.folder import model_card, save_model  # here, for it is slow to import
+        n_tokens = step * data.tokens_per_step
+        facts = {
+            **meta,
+            'step': step,
+            'tokens': n_tokens,
+            'training_flops': flops_per_token * n_tokens,
+            'val_loss': val_loss,
+            'bits_per_char': val_loss * to_bits_per_char,
+            'data_dir': run.data_dir,
+        }
+        card = model_card(model, facts, out.resolve().name)
+        save_model(model, out, facts, {**vocabulary, 'README.md': card.encode()})
+
+    def save_state():
+        """state.pt: the last step, all that resuming needs."""
+        check_finite(*[p.sum().item() for p in model.parameters()])
+        run_files.save_checkpoint(out, {
+            'model': model.state_dict(),
+            'optimizer': optimizer.state_dict(),
+            'scaler': scaler.state_dict(),
+            'step': step,
+            'best': best,
+            'seconds': seconds,
+            'settings': kept(run),
+            'computation': {
+                'device': device.type,
+                'dtype': str(dtype).removeprefix('torch.'),
+                'compiled': compiled,
+            },
+            'config': vars(model.config),
+            'warm_start': warm_start,
+            'origin': origin,
+            'data': meta['train_crc32'],
+            'wandb_id': wandb_run.id if wandb_run else None,
+        })
+
+    def check_finite(*numbers):
+        """End the run where it has come to no number, before anything good is overwritten."""
+        if all(math.isfinite(number) for number in numbers):
+            return
+        good = f'{out} keeps the last good state. ' if run_files.has_checkpoint(out) else ''
+        print0(f'the loss is no number by step {step:,}, learning rate {lr:.2e}; {good}'
+               'Start again with a smaller --lr.')
+        raise SystemExit(1)
+
+    # --- the loop ---
+    loss_sum, steps_since_log = torch.zeros((), device=device), 0
+    first_step, first_seconds, clock = step, seconds, time.perf_counter()
+    stopping = False
+    while step < data.steps and not stopping:
+        lr = get_lr(step, data.steps, run.lr)
+        for group in optimizer.param_groups:
+            group['lr'] = lr * group['lr_mult']
+        if run.dropout:  # what is dropped is a function of seed, step and rank
+            torch.manual_seed(hash((run.seed, step, rank)))
+
+        # --- forward and backward, some rows at a time where memory is short ---
+        batch = data.batch(step)
+        for first in range(0, data.rows_per_rank, micro_rows):
+            end = min(first + micro_rows, data.rows_per_rank)
+            if world_size > 1:  # the processes add up their gradients once a step, at its end
+                parallel.require_backward_grad_sync = end == data.rows_per_rank
+            x, y, ratings = batch.rows(first, end, device)    # (B, T) each
+            with autocast:
+                token_loss, rating_loss = parallel(x, y, ratings, rating_ids)
+            # the mean over all targets of the step, whichever process and pass they are in
+            loss = (token_loss + RATING_WEIGHT * rating_loss) / batch.n_targets
+            # DDP averages over processes, and we want the sum: hence * world_size
+            scaler.scale(loss * world_size).backward()
+            loss_sum += token_loss.detach() / batch.n_targets
+
+        # --- clip and step ---
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP)
+        scaler.step(optimizer)  # float16: left out where a gradient has overflown
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+        step += 1
+        steps_since_log += 1
+
+        # --- stop? All processes after the same step. GPUs ask each other at every eighth: who waits
+        # for the answer gives the GPU no work meanwhile ---
+        if world_size == 1:
+            stopping = stop.signal > 0
+        elif device.type != 'cuda' or step % 8 == 0:
+            stopping = on_any_rank(stop.signal, device)
+
+        # --- now and then: log, validate, save ---
+        due = step == data.steps or step % eval_interval == 0
+        if not (due or stopping or step % log_interval == 0):
+            continue
+        train_loss = all_reduce(loss_sum / steps_since_log).item()
+        seconds += time.perf_counter() - clock
+        val_loss = None
+        if due:
+            val_loss = validate(model, data, val_rows, micro_rows, device, autocast)
+        check_finite(train_loss, val_loss or 0.0)
+        if rank == 0:
+            row = log_row(step, step * data.tokens_per_step, seconds, train_loss, val_loss,
+                          to_bits_per_char, lr)
+            run_files.append_log(out, row)
+            speed = (step - first_step) * data.tokens_per_step / (seconds - first_seconds)
+            share_of_peak = flops_per_token * speed / peak
+            print_row(row, data, meta.get('floor_bits_per_char'), speed, share_of_peak)
+            if wandb_run:
+                wandb_run.log({name: float(value) for name, value in row.items() if value})
+        if due and rank == 0 and run.show:
+            show_texts(model, data, run, device)
+        if due and val_loss < best:
+            best = val_loss
+            if rank == 0:
+                save_best(val_loss)
+        if (due or stopping) and rank == 0:
+            save_state()
+        loss_sum, steps_since_log = torch.zeros((), device=device), 0
+        clock = time.perf_counter()
+
+    # --- the end ---
+    if wandb_run:
+        wandb_run.finish()
+    if rank == 0 and step == data.steps:
+        from parts.pictures import draw_losses
+        draw_losses(out, meta.get('floor_bits_per_char'))
+    wait_for_all()  # none leaves while another still saves
+    folder = shlex.quote(str(out))
+    if step < data.steps:
+        print0(f'stopped at step {step:,} of {data.steps:,}; '
+               f'go on with: python train.py --out_dir={folder} --init_from=resume')
+        return stop.exit_status
+    print0(f'best validation loss {best:.4f}, kept in {out}; '
+           f'write with: python sample.py --model_path={folder}')
+    if run.arch == 'decoder':
+        page = shlex.quote(f'{out}/page.html')
+        print0(f'look inside: python sample.py --model_path={folder} --page={page}')
+    return 0
 
 
 if __name__ == '__main__':

@@ -4,6 +4,7 @@ it goes on; log.csv, its history; a lock on the folder.
 torch is imported where it is needed: prepare.py writes files too, and starts without it.
 """
 import csv
+import errno
 import io
 import json
 import os
@@ -19,27 +20,8 @@ try:
 except ImportError:  # Windows has none; two runs in one folder go unnoticed there
     fcntl = None
 
+STATE_FORMAT = 3  # of state.pt; it grows when what is in there changes its meaning
 LOG_COLUMNS = ['step', 'tokens', 'seconds', 'train_loss', 'val_loss', 'bits_per_char', 'lr']
-
-
-def lock_folder(out):
-    """Make the folder and see now what would go wrong later: access rights, a full disk, another
-    run at work in it.
-
-    The system opens the lock when this process ends, however it ends. Raises UserError.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out) as file:
-            file.write(b'room to write')
-    except OSError as error:
-        raise UserError(f'out_dir={out} cannot be written to: {error}') from None
-    if fcntl:
-        folder = os.open(out, os.O_RDONLY)
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f'another run is writing to {out}; name another --out_dir') from None
 
 
 # --- files ---
@@ -50,21 +32,37 @@ def atomic_write(path, mode='w'):
 
     It is written beside its place, flushed to the disk, then renamed over the old one: whoever
     reads the name meanwhile, or after a crash, sees the old file or the new one and never a part.
-    Raises OSError.
+    Raises UserError where the disk is full or may not be written to.
     """
-    part = Path(f'{path}.part')
-    text = 'b' not in mode
+    path = Path(path)
+    part = path.with_name(f'{path.name}.{os.getpid()}.part')  # two processes do not share one
+    encoding, newline = (None, None) if 'b' in mode else ('utf-8', '')
     try:
-        part.parent.mkdir(parents=True, exist_ok=True)
-        encoding, newline = ('utf-8', '') if text else (None, None)
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, mode, encoding=encoding, newline=newline) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())  # the rename must not reach the disk before the bytes do
         os.replace(part, path)
-    except BaseException:
+    except BaseException as error:
         part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and concerns(error, path.parent):
+            raise cannot_write(path, error) from None
         raise
+
+
+def concerns(error, folder):
+    """Whether an OSError is about this folder; a full disk names no file."""
+    if error.filename is None:
+        return True
+    path = Path(error.filename)
+    return path.is_relative_to(folder) or folder.is_relative_to(path)
+
+
+def cannot_write(path, error):
+    """The sentence for an OSError while path was written."""
+    return UserError(f'{path} cannot be written: {error.strerror or error}; '
+                     'what was there before is there still')
 
 
 def read_json(path):
@@ -76,6 +74,36 @@ def read_json(path):
     if not isinstance(content, dict):
         raise UserError(f'{path} does not hold a JSON object')
     return content
+
+
+# --- a folder for one run alone ---
+
+def lock_folder(folder):
+    """Make the folder and see now what would go wrong later: access rights, a full disk, another
+    process that writes to it.
+
+    Returns the open lock file. The system opens the lock when it is closed, or when this process
+    ends, however it ends. Raises UserError.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b'room to write')
+        lock = open(folder / 'lock', 'a')
+    except OSError as error:
+        raise UserError(f'{folder} cannot be written to: {error}') from None
+    try:
+        if fcntl:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise UserError(f'another process is writing to {folder}; '
+                            'wait for it, or name another folder') from None
+        print0(f'{folder} is on a disk that knows no locks ({error.strerror}); '
+               'see that no other run writes to it')
+    for left_over in folder.glob('*.part'):  # of a process that was killed: nobody else is here
+        left_over.unlink(missing_ok=True)
+    return lock
 
 
 # --- state.pt ---
@@ -91,7 +119,7 @@ def save_checkpoint(out, state):
     """
     import torch
     content = io.BytesIO()  # first into memory: a full disk is then an OSError and not torch's own
-    torch.save(state, content)
+    torch.save({'format': STATE_FORMAT, **state}, content)
     with atomic_write(out / 'state.new.pt', 'wb') as file:
         file.write(content.getbuffer())
         file.write(zlib.crc32(content.getbuffer()).to_bytes(4))
@@ -116,6 +144,9 @@ def load_checkpoint(out):
         if len(content) > 4 and checksum == int.from_bytes(content[-4:]):
             # checked here, for torch.load does not see a flipped bit
             state = torch.load(io.BytesIO(content), map_location='cpu', weights_only=True)
+            if state.get('format') != STATE_FORMAT:
+                raise UserError(f'{path} was written by another version, whose runs cannot go on; '
+                                f'its model can be fine-tuned: --init_from={out}')
             return state, checksum
         print0(f'{path} is damaged; looking for the one before')
     advice = (f'what model there is in {out} can be fine-tuned '
@@ -126,19 +157,42 @@ def load_checkpoint(out):
 # --- log.csv ---
 
 def start_log(out, step):
-    """Begin log.csv or, resuming, cut it back to the step of the checkpoint."""
+    """Begin log.csv or, resuming, cut it back to the step of the checkpoint.
+
+    A log that cannot be read (a spreadsheet saved it, the power failed) is set aside under another
+    name: a run does not end for that.
+    """
     path = out / 'log.csv'
     rows = []
     if step and path.exists():
-        with open(path, newline='') as file:
-            rows = [row for row in csv.DictReader(file) if int(row['step']) <= step]
+        try:
+            with open(path, newline='', encoding='utf-8') as file:
+                rows = [row for row in csv.DictReader(file) if int(row['step']) <= step]
+        except (ValueError, KeyError, TypeError, csv.Error):
+            aside = set_aside(path)
+            print0(f'{path} cannot be read; it is now {aside}, and a new one begins')
     with atomic_write(path) as file:
-        log = csv.DictWriter(file, LOG_COLUMNS)
+        log = csv.DictWriter(file, LOG_COLUMNS, extrasaction='ignore')
         log.writeheader()
         log.writerows(rows)
 
 
+def set_aside(path):
+    """Rename a file to a name that is free; returns it."""
+    number = 1
+    while True:
+        aside = path.with_name(f'{path.stem}.{number}{path.suffix}')
+        if not aside.exists():
+            os.replace(path, aside)
+            return aside
+        number += 1
+
+
 def append_log(out, row):
-    """One more line: row {column: value}, in the order of LOG_COLUMNS."""
-    with open(out / 'log.csv', 'a', newline='') as file:
-        csv.DictWriter(file, LOG_COLUMNS).writerow(row)
+    """One more line: row {column: value}, in the order of LOG_COLUMNS. Raises UserError."""
+    path = out / 'log.csv'
+    try:
+        with open(path, 'a', newline='', encoding='utf-8') as file:
+            csv.DictWriter(file, LOG_COLUMNS).writerow(row)
+    except OSError as error:
+        raise cannot_write(path, error) from None

@@ -1,5 +1,4 @@
-"""The optimizers: Muon for the matrices inside the model, AdamW for the rest; the schedule; the
-loss scale of float16.
+"""The optimizer: Muon for the matrices inside the model, AdamW for the rest; the schedule.
 
     gradients (N, rows, columns) → momentum → the nearest orthogonal matrices → steps of one size in
     every direction
@@ -7,10 +6,8 @@ loss scale of float16.
 import math
 
 import torch
-import torch.distributed as dist
 
 from parts.errors import UserError
-from parts.runtime import rank, world_size
 
 # Three odd polynomials a x + b x³ + c x⁵. One after the other they bring every singular value
 # between 0.01 and 1 to between 0.73 and 1.27, as near to 1 as three of them can (Amsel et al. 2025,
@@ -20,72 +17,77 @@ POLAR = ((8.0934, -23.6204, 17.4462), (3.6366, -2.7219, 0.5365), (2.6613, -1.977
 # The learning rate of embedding and head, as multiples of lr. Entries of the embedding are of size
 # 1, those of a matrix of size 1/√C, so the embedding needs longer steps. What was counted or
 # trained before needs only a touch. For what was tried, see docs/LOG.md.
-EMBED_LR_MULT = {'random': 25.0, 'counted': 4.0, 'tied': 1.0}
-HEAD_LR_MULT = {'random': 1.0, 'counted': 0.25, 'tied': 1.0}
+EMBED_LR_MULT = {'random': 25.0, 'counted': 4.0}
+HEAD_LR_MULT = {'random': 1.0, 'counted': 0.25}
+
+WEIGHT_DECAY = 0.1  # pull of the matrices to zero, per step and unit of learning rate
+BETA1, BETA2, EPS = 0.9, 0.99, 1e-8  # AdamW's memory of gradients and of their squares
 
 
-class Muon(torch.optim.Optimizer):
-    """Momentum, then the nearest orthogonal matrix in place of the gradient, so that all directions
-    of the update get steps of one size (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
+class MuonAdamW(torch.optim.Optimizer):
+    """Every parameter is in one group, and a group is Muon's or AdamW's.
 
-    The iteration of Newton and Schulz finds it by multiplications alone. All matrices of one shape
-    go through it as one stack (N, rows, columns), in `dtype`. The momentum hears every gradient;
-    the matrices move at every `interval`-th step, and farther then (docs/LOG.md).
+    groups: dicts of params, kind ('muon' or 'adamw'), lr_mult, weight_decay. The parameters of a
+    Muon group are matrices of one shape. dtype: the number format in which Muon multiplies.
+    The loop sets the learning rate of each group to that of the step times lr_mult.
     """
 
-    def __init__(self, matrices, lr, weight_decay, dtype, interval=1):
-        by_shape = {}
-        for p in matrices:
-            by_shape.setdefault(p.shape, []).append(p)
-        groups = [dict(params=same_shape) for same_shape in by_shape.values()]
-        super().__init__(groups, dict(lr=lr, weight_decay=weight_decay))
-        self.dtype, self.interval = dtype, interval
+    def __init__(self, groups, lr, dtype):
+        super().__init__(groups, dict(lr=lr, n_steps=0))
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
-            params = group['params']
-            gradients = [p.grad for p in params]
-            state = self.state[params[0]]
-            if 'momentum' not in state:
-                state['momentum'] = params[0].new_zeros(len(params), *params[0].shape)
-            momentum = state['momentum']                               # (N, rows, columns)
-            torch._foreach_lerp_(momentum.unbind(), gradients, 0.05)
-            state['n_steps'] = state.get('n_steps', 0) + 1
-            if state['n_steps'] % self.interval:
-                continue
-            direction = torch.stack(gradients).lerp_(momentum, 0.95)   # Nesterov's look ahead
-            update = orthogonalize_together(direction, self.dtype).float()
-            # as long a step as AdamW's, whose entries are about 0.2 in size (Liu et al. 2025,
-            # arXiv:2502.16982)
-            scale = 0.2 * math.sqrt(max(update.shape[1:]))
-            lr = self.interval ** (2 / 3) * group['lr']
-            torch._foreach_mul_(params, 1 - lr * group['weight_decay'])
-            torch._foreach_add_(params, update.unbind(), alpha=-lr * scale)
+            group['n_steps'] += 1
+            if group['kind'] == 'muon':
+                self.muon(group)
+            else:
+                self.adamw(group)
 
+    def muon(self, group):
+        """Momentum, then the nearest orthogonal matrix in place of the gradient, so that all
+        directions of the update get steps of one size (Jordan et al. 2024,
+        kellerjordan.github.io/posts/muon). All matrices of the group are one stack.
+        """
+        params = group['params']
+        gradients = torch.stack([p.grad for p in params])     # (N, rows, columns)
+        state = self.state[params[0]]
+        if not state:
+            state['momentum'] = torch.zeros_like(gradients)
+        momentum = state['momentum'].lerp_(gradients, 0.05)
+        direction = gradients.lerp_(momentum, 0.95)           # Nesterov's look ahead
+        update = orthogonalize(direction, self.dtype).float()
+        # as long a step as AdamW's, whose entries are about 0.2 in size (Liu et al. 2025,
+        # arXiv:2502.16982)
+        length = 0.2 * math.sqrt(max(update.shape[1:]))
+        torch._foreach_mul_(params, 1 - group['lr'] * group['weight_decay'])
+        torch._foreach_add_(params, update.unbind(), alpha=-group['lr'] * length)
 
-def orthogonalize_together(x, dtype):
-    """orthogonalize() of x (N, rows, columns), which all processes hold: each does its share of the
-    N matrices, and then gets those of the others.
-    """
-    if world_size == 1:
-        return orthogonalize(x, dtype)
-    share = -(-len(x) // world_size)
-    mine = x[rank * share:(rank + 1) * share]
-    padded = x.new_zeros(share, *x.shape[1:])                 # the last may have fewer, or none
-    padded[:len(mine)] = mine
-    mine = orthogonalize(padded, dtype)
-    everyones = mine.new_empty(world_size * share, *x.shape[1:])
-    # as bytes, for gloo does not know every format
-    dist.all_gather_into_tensor(everyones.view(torch.uint8), mine.view(torch.uint8))
-    return everyones[:len(x)]
+    def adamw(self, group):
+        """The mean of the gradients over the root of the mean of their squares (Kingma & Ba 2014,
+        arXiv:1412.6980); weight decay apart from it (Loshchilov & Hutter 2017, arXiv:1711.05101).
+        """
+        # both means begin at zero; this makes up for it
+        unbias1 = 1 - BETA1 ** group['n_steps']
+        unbias2 = 1 - BETA2 ** group['n_steps']
+        for p in group['params']:
+            state = self.state[p]
+            if not state:
+                state['mean'], state['square'] = torch.zeros_like(p), torch.zeros_like(p)
+            mean = state['mean'].lerp_(p.grad, 1 - BETA1)
+            square = state['square'].mul_(BETA2).addcmul_(p.grad, p.grad, value=1 - BETA2)
+            size = square.sqrt().div_(math.sqrt(unbias2)).add_(EPS)
+            p.mul_(1 - group['lr'] * group['weight_decay'])
+            p.addcdiv_(mean, size, value=-group['lr'] / unbias1)
 
 
 def orthogonalize(x, dtype):
     """x (N, rows, columns) = U S Vᵀ → U R Vᵀ, where R is between 0.73 and 1.27 for all directions
     but the faintest, below a hundredth of the norm.
 
-    With R = 1 it would be the orthogonal matrix that is nearest to x.
+    With R = 1 it would be the orthogonal matrix that is nearest to x. Newton's and Schulz's
+    iteration finds it by multiplications alone.
     """
     tall = x.shape[1] > x.shape[2]
     if tall:
@@ -97,30 +99,16 @@ def orthogonalize(x, dtype):
         A = x @ x.mT                                          # (N, rows, rows)
         polynomial = torch.baddbmm(A, A, A, beta=b, alpha=c)  # b A + c A²
         x = torch.baddbmm(x, polynomial, x, beta=a)           # a x + (b A + c A²) x
-    return (x.mT if tall else x).contiguous()
+    return x.mT if tall else x
 
 
-def muon_interval(matrices, steps, step_flops):
-    """Steps from one move of the matrices to the next: 1, or as many as bring Muon down to about a
-    twentieth of the arithmetic, where a step of step_flops has few tokens. A run of few steps has
-    none to leave out. See docs/LOG.md.
-    """
-    if steps < 300:
-        return 1
-    muon_flops = 0
-    for p in matrices:
-        short, long = sorted(p.shape)
-        muon_flops += len(POLAR) * (4 * short ** 2 * long + 2 * short ** 3)
-    return max(1, int(20 * muon_flops / step_flops))
+def make_optimizer(model, optimizer, lr, table_decay, warm_start, dtype):
+    """The MuonAdamW of a model. Raises UserError.
 
-
-def make_optimizers(model, optimizer, lr, weight_decay, dtype, warm_start, table_decay=0.0,
-                    steps=0, step_flops=math.inf):
-    """[optimizer, …]: every parameter is in one group, and learns at lr * group['lr_mult'].
-
-    warm_start: embedding and head hold what was counted or trained before. Muon is for matrices
-    that mix directions. A row of the embedding or the head belongs to one token, and most tokens
-    are not in a batch at all: rows are learned one by one, and AdamW does that.
+    optimizer: 'muon', or 'adamw' for AdamW everywhere. Muon is for matrices that mix directions. A
+    row of the embedding or the head belongs to one token, and most tokens are not in a batch at
+    all: rows are learned one by one, and AdamW does that. warm_start: embedding and head hold what
+    was counted or trained before.
 
     table_decay: the share of embedding and head that a step at the peak rate takes away. Where data
     come back, it is worth more than any on the matrices (docs/LOG.md). train.py's setting is the
@@ -128,93 +116,33 @@ def make_optimizers(model, optimizer, lr, weight_decay, dtype, warm_start, table
     2024, arXiv:2405.13698). 'adamw' ignores it and treats tables as it treats matrices.
     """
     embedding, head = model.model.embed_tokens.weight, model.lm_head.weight
-    tied = False
-    tables = [embedding] if tied else [embedding, head]
-    in_table = {id(p) for p in tables}
-    matrices = [p for p in model.parameters() if p.ndim == 2 and id(p) not in in_table]
+    matrices = [p for p in model.parameters()
+                if p.ndim == 2 and p is not embedding and p is not head]
     gains = [p for p in model.parameters() if p.ndim == 1]
-    adamw = dict(lr=lr, betas=(0.9, 0.99), fused=embedding.device.type in ('cpu', 'cuda'))
-    if optimizer == 'adamw':
-        groups = [dict(params=matrices + tables, lr_mult=1.0, weight_decay=weight_decay),
-                  dict(params=gains, lr_mult=1.0, weight_decay=0.0)]
-        return [torch.optim.AdamW(groups, **adamw)]
-    if optimizer != 'muon':
+    groups = []
+
+    def add(kind, params, lr_mult, decay):
+        groups.append(dict(kind=kind, params=params, lr_mult=lr_mult, weight_decay=decay))
+
+    if optimizer == 'muon':
+        begun = 'counted' if warm_start else 'random'
+        for table, lr_mult in ((embedding, EMBED_LR_MULT[begun]), (head, HEAD_LR_MULT[begun])):
+            # AdamW multiplies the decay by the group's rate
+            add('adamw', [table], lr_mult, table_decay / (lr * lr_mult) if lr else 0.0)
+        for shape in sorted({p.shape for p in matrices}):
+            add('muon', [p for p in matrices if p.shape == shape], 1.0, WEIGHT_DECAY)
+    elif optimizer == 'adamw':
+        add('adamw', [embedding, head, *matrices], 1.0, WEIGHT_DECAY)
+    else:
         raise UserError(f"optimizer='{optimizer}': it is 'muon' or 'adamw'")
-    begun = 'tied' if tied else 'counted' if warm_start else 'random'
-    groups = [dict(params=[embedding], lr_mult=EMBED_LR_MULT[begun])]
-    if not tied:
-        groups.append(dict(params=[head], lr_mult=HEAD_LR_MULT[begun]))
-    for group in groups:  # AdamW multiplies it by the group's rate
-        group['weight_decay'] = table_decay / (lr * group['lr_mult']) if lr else 0.0
-    groups.append(dict(params=gains, lr_mult=1.0))
-    muon = Muon(matrices, lr, weight_decay, dtype, muon_interval(matrices, steps, step_flops))
-    for group in muon.param_groups:
-        group['lr_mult'] = 1.0
-    return [torch.optim.AdamW(groups, weight_decay=0.0, **adamw), muon]
+    add('adamw', gains, 1.0, 0.0)
+    return MuonAdamW(groups, lr, dtype)
 
 
-def load_optimizer_states(optimizers, states):
-    """Resume: momenta and steps come from the checkpoint; the shares of the rate are what
-    make_optimizers() set.
-    """
-    for optimizer, state in zip(optimizers, states):
-        multipliers = [group['lr_mult'] for group in optimizer.param_groups]
-        optimizer.load_state_dict(state)
-        for group, lr_mult in zip(optimizer.param_groups, multipliers):
-            group['lr_mult'] = lr_mult
-
-
-def set_learning_rate(optimizers, lr):
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group['lr'] = lr * group['lr_mult']
-
-
-def lr_schedule(step, steps, warmup=0):
-    """Share of the peak learning rate at a step: up in a line, then down half a cosine, which is
-    zero at step == steps (Loshchilov & Hutter 2016, arXiv:1608.03983).
-
-    warmup: steps of the rise (0: a fiftieth of the run).
-    """
-    rise = warmup or max(1, steps // 50)
-    if step < rise:
-        return (step + 1) / rise
-    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
-
-
-class LossScaler:
-    """float16 knows no number below 6e-8, and gradients are small. So the loss is multiplied before
-    the backward pass and the gradients are divided after it (Micikevicius et al. 2018,
-    arXiv:1710.03740). Where one of them overflows, the step is left out, for all optimizers, and
-    the scale is halved. Other formats have the range of float32: their scale is 1.
-    """
-
-    def __init__(self, dtype):
-        self.active = dtype == torch.float16
-        self.scale = 2.0 ** 16 if self.active else 1.0
-        self.good_steps = 0
-
-    @torch.no_grad()
-    def unscale(self, parameters):
-        if self.active:
-            torch._foreach_div_([p.grad for p in parameters], self.scale)
-
-    def allows_step(self, gradient_norm):
-        """Whether the gradients are sound; adjusts the scale for the next step."""
-        if not self.active:
-            return True
-        if math.isfinite(float(gradient_norm)):
-            self.good_steps += 1
-            if self.good_steps % 2000 == 0:
-                self.scale *= 2
-            return True
-        self.good_steps = 0
-        self.scale = max(1.0, self.scale / 2)
-        return False
-
-    def state_dict(self):
-        return {'scale': self.scale, 'good_steps': self.good_steps}
-
-    def load_state_dict(self, state):
-        if self.active:
-            self.scale, self.good_steps = state['scale'], state['good_steps']
+def get_lr(step, steps, peak):
+    """The learning rate of a step: up in a line over a fiftieth of the run, then down half a
+    cosine, which is zero at step == steps (Loshchilov & Hutter 2016, arXiv:1608.03983)."""
+    warmup = max(1, steps // 50)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))

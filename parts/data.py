@@ -1,0 +1,342 @@
+"""The batch of step s: a pure function of the data, the settings and s.
+
+    </s> <rating> ids… </s> <rating> ids… </s>     the stream (N,) in train.bin
+      → an epoch: all texts in a new order
+      → a shard of it: the texts of a million tokens
+      → rows of T tokens, whole texts side by side, shuffled
+      → the rows of step s → x (B, T), y (B, T)
+
+Nothing here grows with the corpus: the stream is read through a memory map where a step needs it,
+and one shard is packed while the one before it is trained on.
+"""
+import zlib
+from bisect import bisect
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from parts.checkpoint import read_json
+from parts.errors import UserError
+
+SHARD_TOKENS = 2 ** 20       # about so many in a shard: a million
+MOST_GROUPS = 2 ** 20        # up to so many texts are shuffled singly, more in groups
+LONG = 4                     # a text of more than so many rows is cut anew in every epoch
+CHECKED_BYTES = 2 ** 28      # a file up to this size is read once at the start, to find damage
+
+
+class Batch(NamedTuple):
+    """The rows of one process in one step."""
+    x: torch.Tensor          # (B, T) ids
+    y: torch.Tensor          # (B, T) the id after each; -1 where a row is empty
+    ratings: torch.Tensor    # (B, T) a rating where the model is asked for it, else -1; or None
+    n_targets: int           # how many targets the rows of all processes have together
+
+    def rows(self, first, end, device):
+        """x, y and ratings of the rows [first, end), on the device."""
+        moved = []
+        for tensor in (self.x, self.y, self.ratings):
+            if tensor is not None:
+                tensor = tensor[first:end]
+                if device.type == 'cuda':
+                    tensor = tensor.pin_memory()  # the copy runs beside the computing
+                tensor = tensor.to(device, non_blocking=True)
+            moved.append(tensor)
+        return moved
+
+
+class Data:
+    """The rows of every step. batch_size counts rows of chunk_size, over all processes."""
+
+    # --- the batch of a step ---
+
+    def batch(self, step):
+        """The Batch of this process in a step."""
+        epoch, n = divmod(step, self.steps_per_epoch)
+        shard, n = divmod(n, self.steps_per_shard)
+        rows = self.shard(epoch, shard)[n * self.rows_per_step:(n + 1) * self.rows_per_step]
+        n_targets = sum(length for row in rows for _, length in row)
+
+        first = self.rank * self.rows_per_rank                # this process has a slice of them
+        end = first + self.rows_per_rank
+        x, y = fill(self.tokens, rows[first:end], self.row_length, self.eos)
+        ratings = None
+        if self.asks_ratings:
+            # the rows that ask are this share of all rows, evenly spread
+            number = step * self.rows_per_step + np.arange(first, end)
+            asks = np.floor((number + 1) * self.read_share) > np.floor(number * self.read_share)
+            x, ratings = hide_ratings(x, y, torch.from_numpy(asks), self.eos, self.start_ids)
+        return Batch(x, y, ratings, n_targets)
+
+    def shard(self, epoch, shard):
+        """The rows of a shard; the next one is begun in the background."""
+        this = (epoch, shard)
+        is_last = (shard + 1) * self.steps_per_shard >= self.steps_per_epoch
+        following = (epoch + 1, 0) if is_last else (epoch, shard + 1)
+        for key in (this, following):
+            if key not in self.shards:
+                self.shards[key] = self.thread.submit(self.pack_shard, *key)
+        self.shards = {key: self.shards[key] for key in (this, following)}
+        return self.shards[this].result()
+
+    # --- the rows of a shard ---
+
+    def pack_shard(self, epoch, shard):
+        """The rows of a shard in random order, each a list of (start, length) in the stream.
+
+        Rows are not quite full, so there are a few more than the shard's steps take: 0.2% or less.
+        """
+        T = self.row_length
+        from_token = shard * self.steps_per_shard * self.tokens_per_step
+        n_steps = min(self.steps_per_shard, self.steps_per_epoch - shard * self.steps_per_shard)
+        to_token = from_token + n_steps * self.tokens_per_step
+        starts, lengths, place = self.texts(epoch, from_token, to_token)
+
+        # a long text is cut at another place in every epoch: what had little before it has much
+        first_cut = T
+        if epoch:
+            first_cut = int(np.random.default_rng((self.seed, epoch)).integers(2, T + 1))
+        text, offset, length = cut(lengths, T, first_cut)     # (P,) each
+        place = place[text] + offset
+        inside = (place + length > from_token) & (place < to_token)
+
+        rng = np.random.default_rng((self.seed, epoch, shard))
+        chosen = rng.permutation(np.flatnonzero(inside))
+        starts, offset = starts[text[chosen]] + offset[chosen], offset[chosen]
+        rows = pack(starts, length[chosen], offset == 0, T)
+        return [rows[n] for n in rng.permutation(len(rows))]
+
+    def texts(self, epoch, from_token, to_token):
+        """(starts, lengths, place) of the texts that fill these tokens of an epoch, (R,) each.
+
+        An epoch puts the texts into a random order; place is where a text begins in that order.
+        More than a million are shuffled in small groups of neighbours.
+        """
+        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.group_lengths))
+        ends = np.cumsum(self.group_lengths[order])           # tokens up to the end of each group
+        first = np.searchsorted(ends, from_token, side='right')
+        last = np.searchsorted(ends, to_token, side='left')
+        groups = order[first:last + 1]
+        texts = (groups[:, None] * self.group_size + np.arange(self.group_size)).ravel()
+        texts = texts[texts < self.n_texts]
+        starts = self.offsets[texts].astype(np.int64)
+        lengths = self.offsets[texts + 1].astype(np.int64) - starts
+        begin = ends[first] - self.group_lengths[order[first]]
+        return starts, lengths, begin + np.cumsum(lengths) - lengths
+
+    # --- before the first step ---
+
+    def __init__(self, run, meta, rank=0, world_size=1):
+        """run: the settings of train.py. meta: of read_meta(). Raises UserError where the data are
+        missing, damaged, or too few for one step."""
+        self.rank, self.seed, self.read_share = rank, run.seed, run.read_share
+        self.eos = meta['eos']
+        rating_ids = [id for name, id in meta['starts'].items() if name != 'unknown']
+        self.start_ids = [*rating_ids, meta['starts']['unknown']]
+        folder = Path(run.data_dir, run.mode)
+        self.tokens, self.offsets = open_stream(folder, meta, 'train')
+        self.val_tokens, self.val_offsets = open_stream(folder, meta, 'val')
+        self.n_texts = len(self.offsets) - 1
+        self.rated = is_rated(self.tokens, self.offsets, rating_ids)
+        # the ffn is not asked for ratings: at the end of a text it sees the last words alone
+        self.asks_ratings = self.rated and run.read_share > 0 and run.arch == 'decoder'
+
+        self.group_size = -(-self.n_texts // MOST_GROUPS)
+        self.group_lengths, lengths = self.read_lengths()
+        self.chunk_size = run.chunk_size
+        self.row_length = row_length(lengths, run.chunk_size)
+        self.tokens_per_step = run.batch_size * run.chunk_size
+        self.rows_per_step = self.tokens_per_step // self.row_length
+        self.rows_per_rank = self.rows_per_step // world_size
+
+        self.tokens_per_epoch = len(self.tokens) - 1
+        if run.n_tokens:
+            self.tokens_per_epoch = min(int(run.n_tokens * 1e6), self.tokens_per_epoch)
+        self.steps_per_epoch = self.tokens_per_epoch // self.tokens_per_step
+        self.steps_per_shard = max(1, SHARD_TOKENS // self.tokens_per_step)
+        self.steps = run.epochs * self.steps_per_epoch
+        if not self.steps:
+            raise UserError(
+                f'{self.tokens_per_epoch:,} tokens do not fill one batch of {run.batch_size} rows '
+                f'of {run.chunk_size}; take a smaller --batch_size or --chunk_size, or more data')
+        self.thread = ThreadPoolExecutor(max_workers=1)
+        self.shards = {}                                      # (epoch, shard) → Future of its rows
+
+    def read_lengths(self):
+        """(tokens in each group, length of its first text), reading a part at a time."""
+        part = self.group_size * 2 ** 12
+        group_lengths, some_lengths = [], []
+        for first in range(0, self.n_texts, part):
+            offsets = np.array(self.offsets[first:first + part + 1]).astype(np.int64)
+            edges = np.append(offsets[:-1:self.group_size], offsets[-1])
+            group_lengths.append(np.diff(edges))
+            some_lengths.append(np.diff(offsets)[::self.group_size])
+        return np.concatenate(group_lengths), np.concatenate(some_lengths)
+
+    # --- validation ---
+
+    def validation_rows(self, most_tokens):
+        """The same rows of chunk_size every time: the first texts up to most_tokens, one at least.
+        """
+        offsets = self.val_offsets
+        n_texts = np.searchsorted(offsets, min(most_tokens, len(self.val_tokens)), side='right') - 1
+        n_texts = max(1, min(n_texts, len(offsets) - 1))
+        offsets = np.array(offsets[:n_texts + 1]).astype(np.int64)
+        text, offset, length = cut(np.diff(offsets), self.chunk_size, self.chunk_size)
+        inside = offset < most_tokens                         # one text may be longer than asked
+        text, offset, length = text[inside], offset[inside], length[inside]
+        return pack(offsets[text] + offset, length, offset == 0, self.chunk_size)
+
+    def validation_batch(self, rows):
+        """Some of validation_rows() → x (B, T), y (B, T)"""
+        return fill(self.val_tokens, rows, self.chunk_size, self.eos)
+
+
+# --- texts in rows ---
+
+def cut(lengths, T, first_cut):
+    """Texts of these lengths (R,) → pieces of up to T tokens: (text, offset, length), (P,) each.
+
+    A text of more than LONG rows has its first cut after first_cut tokens, the others after T.
+    """
+    first = np.where(lengths > LONG * T, first_cut, T)
+    n_pieces = 1 + np.maximum(0, -(-(lengths - first) // T))
+    text = np.repeat(np.arange(len(lengths)), n_pieces)
+    number = np.arange(len(text)) - np.repeat(np.cumsum(n_pieces) - n_pieces, n_pieces)
+    offset = np.where(number == 0, 0, first[text] + (number - 1) * T)
+    end = np.minimum(first[text] + number * T, lengths[text])
+    return text, offset, end - offset
+
+
+def pack(starts, lengths, opens, T):
+    """Pieces (P,) of up to T tokens, side by side in rows of T: [[(start, length), …], …].
+
+    A row takes the longest piece that still fits, then again. opens: whether a piece begins with
+    `</s>`; one that does not must begin a row, or it would go on with its neighbour's text.
+    """
+    rows = []
+    waiting = [[] for _ in range(T + 1)]                      # the pieces of each length
+    for start, length, is_open in zip(starts.tolist(), lengths.tolist(), opens.tolist()):
+        if is_open:
+            waiting[length].append(start)
+        else:
+            rows.append([(start, length)])
+    there = [length for length in range(T + 1) if waiting[length]]        # rising
+    n = 0
+    while there or n < len(rows):
+        if n == len(rows):
+            rows.append([])
+        room = T - sum(length for _, length in rows[n])
+        k = bisect(there, room)                               # so many of the lengths fit
+        while k:
+            length = there[k - 1]
+            rows[n].append((waiting[length].pop(), length))
+            if not waiting[length]:
+                del there[k - 1]
+            room -= length
+            k = bisect(there, room)
+        n += 1
+    return rows
+
+
+def fill(tokens, rows, T, eos):
+    """Rows of (start, length) → x (B, T) and y (B, T), the id after each of x.
+
+    What stays empty is `</s>` in x, and -1 in y: the loss leaves it out.
+    """
+    x = np.full((len(rows), T), eos)
+    y = np.full((len(rows), T), -1)
+    for n, row in enumerate(rows):
+        column = 0
+        for start, length in row:
+            ids = tokens[start:start + length + 1]
+            x[n, column:column + length] = ids[:-1]
+            y[n, column:column + length] = ids[1:]
+            column += length
+    return torch.from_numpy(x), torch.from_numpy(y)
+
+
+def row_length(lengths, T):
+    """Halve T while 999 of 1,000 texts fit whole into a row of T/2, and so do five of mean length.
+
+    Attention costs less over short rows, and what lies between short texts is masked anyway.
+    """
+    while T % 2 == 0 and max(5 * lengths.mean(), np.quantile(lengths, 0.999)) <= T // 2:
+        T //= 2
+    return T
+
+
+# --- ratings that are asked for ---
+
+def hide_ratings(x, y, asks, eos, start_ids):
+    """In the rows marked in `asks`, ask for the rating at the end, do not tell it at the start.
+
+        x   </s> <pos> it  was good        y   <pos> it  was good </s>       ratings   -  -  -  -  -
+        x   </s> <s>   it  was good        y   <pos> it  was good </s>       ratings   -  -  -  -  1
+
+    x and y (B, T), asks (B,) bool. start_ids: those of the ratings 0, 1 …, then `<s>`.
+    Returns (x with `<s>` in place of the ratings, ratings (B, T)); ratings is -1 where none is
+    asked for. Texts without a rating stay as they are. One that goes on in another row is not
+    asked: its end is not here.
+    """
+    position = torch.arange(x.shape[1])
+    opened = torch.where(x == eos, position, -1).cummax(dim=1).values     # of each one's text
+    start = x.gather(1, (opened + 1).clamp(max=x.shape[1] - 1))           # its second token
+    *rating_ids, no_rating = start_ids
+    rating = torch.full_like(x, -1)
+    for n, rating_id in enumerate(rating_ids):
+        rating[(start == rating_id) & asks[:, None]] = n
+    is_start = (position == opened + 1) & (rating >= 0)
+    is_end = (y == eos) & (x != eos)
+    return x.masked_fill(is_start, no_rating), rating.masked_fill(~is_end, -1)
+
+
+# --- what prepare.py wrote ---
+
+def read_meta(data_dir, mode):
+    """What prepare.py tells of its bins: vocabulary, ids, counts, sources. Raises UserError."""
+    folder = Path(data_dir, mode)
+    path = folder / 'meta.json'
+    if not path.exists():
+        advice = f'run prepare.py first (--output_dir={data_dir} --mode={mode})'
+        raise UserError(f'{folder} has no meta.json; {advice}')
+    return read_json(path)
+
+
+def open_stream(folder, meta, side):
+    """(ids, offsets) of 'train' or 'val', as memory maps. Raises UserError.
+
+    ids (N,) uint16 is the stream. Text r is ids[offsets[r]:offsets[r + 1]], and the last of the
+    R + 1 offsets (uint64) is where the final `</s>` stands.
+    """
+    path = Path(folder) / f'{side}.bin'
+    offsets_path = Path(folder) / f'{side}_offsets.bin'
+    again = 'run prepare.py again'
+    if f'{side}_crc32' not in meta:
+        raise UserError(f'{folder} was prepared by an older version; {again}')
+    n_tokens, n_texts = meta[f'{side}_tokens'], meta[f'{side}_reviews']
+    for file, size in ((path, 2 * n_tokens), (offsets_path, 8 * (n_texts + 1))):
+        if not file.exists() or file.stat().st_size != size:
+            raise UserError(f'{file} is missing or not the one meta.json tells of; {again}')
+    largest = meta[f'{side}_largest_id']
+    if largest >= meta['vocab_size']:
+        raise UserError(f'{path} holds the id {largest}, but the vocabulary ends at '
+                        f'{meta["vocab_size"] - 1}; {again}')
+    small = path.stat().st_size <= CHECKED_BYTES
+    if small and zlib.crc32(path.read_bytes()) != meta[f'{side}_crc32']:
+        raise UserError(f'{path} is damaged: its checksum is not the one in meta.json; {again}')
+    return map_file(path, '<u2'), map_file(offsets_path, '<u8')
+
+
+def map_file(path, dtype):
+    """The numbers in a file as an array that is read from the disk where it is used."""
+    return np.asarray(np.memmap(path, dtype, mode='r'))
+
+
+def is_rated(tokens, offsets, rating_ids):
+    """Whether the texts have ratings, and more than one: a thousand of them show it."""
+    which = np.linspace(0, len(offsets) - 2, 1000).astype(np.int64)
+    starts = tokens[offsets[which].astype(np.int64) + 1]
+    return len(set(starts.tolist()) & set(rating_ids)) > 1
