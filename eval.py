@@ -59,7 +59,7 @@ def main():
     if not settings.model_path:
         print(f'{folders[0]}, the newest', file=sys.stderr)
     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-    with explain_failures(device, smaller='--batch_size'), autocast:
+    with explain_failures(smaller='--batch_size'), autocast:
         if settings.text:
             rate_sentences(folders[0], device)
         else:
