@@ -178,10 +178,10 @@ def hub_file(repository, file, revision=None, repo_type='model'):
 # --- cleaning ---
 
 # \ud800 to \udfff: halves of surrogate pairs, which no encoding can write
-CONTROL_CHARACTER = re.compile('[\x00-\x08\x0e-\x1b\x7f\ud800-\udfff]')
+CONTROL_CHARACTER = re.compile('[\x00-\x08\x0e-\x1b\x7f\ud800-\udfff\ufeff]')
 
 
-def clean(text, unit='line'):
+def clean(text):
     """A review as one line of plain text. Cleaning twice changes nothing more.
 
     Control characters and halves of surrogate pairs are removed. Letters are composed by NFC, not
@@ -189,15 +189,29 @@ def clean(text, unit='line'):
     writes ▁ for the space. Each run of spaces and line breaks becomes one space; none is left at
     the ends.
     """
-    if unit != 'line':
-        text = CONTROL_CHARACTER.sub('', text.replace('\r\n', '\n'))
-        return unicodedata.normalize('NFC', text).replace('▁', '_')
     if is_clean(text):
         return text.strip()
     text = CONTROL_CHARACTER.sub('', text)
     text = unicodedata.normalize('NFC', text)
     text = text.replace('▁', '_')
     return ' '.join(text.split())
+
+
+def clean_lines(text):
+    """As clean, but spaces and line breaks stay: of a paragraph, a file. A line ends with \\n."""
+    text = text.replace('\r\n', '\n').replace('\r', '\n')
+    text = CONTROL_CHARACTER.sub('', text)
+    text = unicodedata.normalize('NFC', text)
+    return text.replace('▁', '_')
+
+
+def cleaner(unit):
+    """The function that cleans the texts of a unit."""
+    return clean if unit == 'line' else clean_lines
+
+
+def check_texts(folder, meta):
+    """Stand-in."""
 
 
 def is_clean(text):

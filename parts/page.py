@@ -46,11 +46,8 @@ def write_page(model, vocabulary, meta, path):
     text = json.dumps(folder, ensure_ascii=False, separators=(',', ':'))
     text = text.replace('<', '\\u003c')  # no piece may end the script that holds it
     page = TEMPLATE.read_text('utf-8').replace('{{folder}}', text)
-    try:
-        with atomic_write(path) as file:
-            file.write(page)
-    except OSError as error:
-        raise UserError(f'the page cannot be written to {path} ({error.strerror})') from None
+    with atomic_write(path) as file:
+        file.write(page)
     return len(page.encode())
 
 

@@ -8,14 +8,13 @@ from itertools import islice
 
 import pytest
 import torch
-from conftest import SMALL, run
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 from model import Config, build, generate
-from parts.corpus import clean, read_split
+from parts.corpus import cleaner, read_split
 from parts.errors import UserError
 from parts.folder import load_model
 from parts.page import round_rows, write_page
@@ -230,7 +229,7 @@ def test_texts_have_the_same_ids_and_ids_the_same_text(browser, models, tmp_path
     model, meta = load_model(models / name)
     vocabulary = load_vocabulary(models / name)
     open_page(browser, tmp_path / 'page.html', model, {**meta, 'unit': unit}, vocabulary)
-    texts = [clean(text, unit) for text in odd_texts()]
+    texts = [cleaner(unit)(text) for text in odd_texts()]
     assert browser.run('return arguments[0].map(clean)', odd_texts()) == texts
     ids = vocabulary.encode(texts)
     assert browser.run('return arguments[0].map(encode)', texts) == ids
@@ -348,14 +347,9 @@ def test_a_character_spelled_in_bytes_appears_with_its_last_byte(browser, decode
 
 
 @needs_chromium
-def test_a_model_of_texts_without_ratings_speaks_of_none(browser, tmp_path):
-    lines = [f'line {n}: the {n % 7} little words of {n % 11} songs' for n in range(400)]
-    (tmp_path / 'songs.txt').write_text('\n'.join(lines))
-    run('prepare.py', f'--source={tmp_path}/songs.txt', f'--output_dir={tmp_path}/data',
-        '--vocab_size=300')
-    run('train.py', f'--data_dir={tmp_path}/data', f'--out_dir={tmp_path}/out', *SMALL)
-    model, meta = load_model(tmp_path / 'out')
-    open_page(browser, tmp_path / 'page.html', model, meta, load_vocabulary(tmp_path / 'out'))
+def test_a_model_of_texts_without_ratings_speaks_of_none(browser, songs, tmp_path):
+    model, meta = load_model(songs)
+    open_page(browser, tmp_path / 'page.html', model, meta, load_vocabulary(songs))
     browser.find('#step').click()
     browser.wait("$('finished').textContent")
     assert 'rating' not in browser.run('return document.body.innerText')
