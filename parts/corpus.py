@@ -227,6 +227,26 @@ def is_clean(text):
     )
 
 
+# --- one text a line ---
+
+BREAK = '␤'    # a line break in a text
+LITERAL = '␛'  # in front of a ␤ or ␛ that the text itself has
+
+
+def escape(text):
+    """A text without line breaks, from which unescape makes the same text again."""
+    text = re.sub(f'[{BREAK}{LITERAL}]', rf'{LITERAL}\g<0>', text)
+    return text.replace('\n', BREAK)
+
+
+def unescape(line):
+    return re.sub(f'{LITERAL}([{BREAK}{LITERAL}])|{BREAK}', unescape_one, line)
+
+
+def unescape_one(match):
+    return match[1] or '\n'
+
+
 # --- the split ---
 
 def in_validation(content, val_ratio):
@@ -391,4 +411,4 @@ def parse_lines(path, batch):
             known = ', '.join(map(str, range(len(RATINGS))))
             raise UserError(f'{path}, line {n}: a line is rating<TAB>review, rating {known} or -; '
                             f'--source= reads other forms')
-        yield rating, text
+        yield rating, unescape(text)
