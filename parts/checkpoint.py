@@ -130,7 +130,7 @@ def save_checkpoint(out, state):
 
 
 def load_checkpoint(out):
-    """(state, checksum) from state.pt or, where that is damaged, from the one before.
+    """What save_checkpoint() wrote, and its 'checksum'; where state.pt is damaged, of the one before.
 
     Raises UserError.
     """
@@ -148,7 +148,7 @@ def load_checkpoint(out):
             if state.get('format') != STATE_FORMAT:
                 raise UserError(f'{path} was written by another version, whose runs cannot go on; '
                                 f'its model can be fine-tuned: --init_from={out}')
-            return state, checksum
+            return {**state, 'checksum': checksum}
         print0(f'{path} is damaged; looking for the one before')
     advice = (f'what model there is in {out} can be fine-tuned '
               f'(--init_from={out} and another --out_dir)')
