@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 import zlib
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from parts.errors import UserError, print0
@@ -46,7 +46,8 @@ def atomic_write(path, mode='w'):
             os.fsync(file.fileno())  # the rename must not reach the disk before the bytes do
         os.replace(part, path)
     except BaseException as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # there is none where a file stands in place of its folder
+            part.unlink()
         if isinstance(error, OSError) and concerns(error, path.parent):
             raise cannot_write(path, error) from None
         raise

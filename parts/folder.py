@@ -75,7 +75,7 @@ def save_model(model, folder, meta=None, extra_files=None):
     """Write a model folder. extra_files: {name: bytes}, the vocabulary and the card.
 
     Each file appears whole or not at all, and the weights come last: where there are weights, all
-    the rest is there, too. Raises OSError, and UserError for a file that is none of FILES.
+    the rest is there, too. Raises UserError, also for a file that is none of FILES.
     """
     config = model.config
     eos, bos = config.eos, config.bos
