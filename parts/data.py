@@ -172,7 +172,8 @@ class Data:
             offsets = np.array(self.offsets[first:first + part + 1]).astype(np.int64)
             edges = np.append(offsets[:-1:self.group_size], offsets[-1])
             group_lengths.append(np.diff(edges))
-            some_lengths.append(np.diff(offsets)[::self.group_size])
+            # a copy, because a view would keep the lengths of all texts in memory
+            some_lengths.append(np.diff(offsets)[::self.group_size].copy())
         return np.concatenate(group_lengths), np.concatenate(some_lengths)
 
     # --- validation ---
