@@ -194,7 +194,7 @@ class Reader:
             for cell in cells:
                 if cell.startswith('"'):
                     quotes = True
-                    needless = needless or '"' not in cell[1:-1]
+                    needless = needless or not re.search('[",]', cell[1:-1])  # Excel minds commas
             if n_lines == 1:
                 quotes_everywhere = quotes
         if not quotes:
