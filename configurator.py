@@ -36,7 +36,8 @@ def configure(script_globals, also=None, argv=None):
     values, given = dict(defaults), set()
     if script_globals['__name__'] == '__main__':
         for stream in (sys.stdin, sys.stdout, sys.stderr):
-            stream.reconfigure(encoding='utf-8')  # a pipe on a Korean Windows takes cp949
+            if hasattr(stream, 'reconfigure'):           # a notebook's streams are of another kind
+                stream.reconfigure(encoding='utf-8')     # a pipe on a Korean Windows takes cp949
         words = sys.argv[1:] if argv is None else argv
         try:
             changed = read_command_line(words, defaults, script_globals['__doc__'], comments)
@@ -87,7 +88,8 @@ def read_command_line(words, defaults, description, comments):
             name, equals, value = word[2:].partition('=')
             if name in defaults and not equals:
                 if not words or words[0].startswith('--'):
-                    example = str(defaults[name]).lower()
+                    default = defaults[name]
+                    example = str(not default if isinstance(default, bool) else default).lower()
                     raise SettingError(f'{word} needs a value: {word}={example}')
                 value = words.pop(0)
             changed[name] = checked_value(f'--{name}', name, value, defaults, parse)

@@ -102,7 +102,7 @@ def begin_or_go_on(settings, out):
     if settings.init_from == 'resume' or auto:
         checkpoint = run_files.load_checkpoint(out)
         run = adopt(settings, checkpoint['settings'], f'the run in {out} was started with',
-                    f'leave it out, or begin anew from its model (--init_from={out})')
+                    f'leave it out, or begin from its model: --init_from={out} and another --out_dir')
         if run.device == 'auto':
             run.device = checkpoint['computation']['device']
         return run, checkpoint

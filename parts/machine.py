@@ -12,6 +12,7 @@ import socket
 import sys
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -43,6 +44,8 @@ def select_device(name='auto'):
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if name == 'auto':
         name = 'cuda' if cuda else 'mps' if mps else 'cpu'
+        if name == 'cpu' and Path('/dev/nvidia0').exists():
+            no_gpu_for_torch()
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -57,6 +60,17 @@ def select_device(name='auto'):
         device = torch.device('cuda', index)
         torch.cuda.set_device(device)
     return device
+
+
+def no_gpu_for_torch():
+    """A GPU is plugged in, and torch cannot use it: say so, and refuse where torchrun started
+    processes for it. Raises UserError.
+    """
+    sentence = ('there is a GPU here (/dev/nvidia0), but torch cannot use it: '
+                'its driver is too old for this torch, or this torch was built without CUDA')
+    if world_size > 1:
+        raise UserError(f'{sentence}; mend that, or say --device=cpu')
+    print(f'{sentence}; going on with the CPU', file=sys.stderr)
 
 
 def keep_freed_memory(device):
