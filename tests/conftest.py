@@ -3,8 +3,10 @@ import contextlib
 import csv
 import json
 import os
+import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import forked
@@ -50,6 +52,25 @@ def run(script, *args, ok=True, cwd=ROOT, nproc=0, stdin='', env=None, timeout=2
     return done
 
 
+def run_ranks(script, *args_of_each):
+    """Run a script once for each list of args, as the processes of one run; returns what each did.
+
+    As torchrun would start them, but sooner, and each with args of its own.
+    """
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+
+    def run_rank(rank):
+        args = [str(arg) for arg in args_of_each[rank]]
+        env = {'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': str(len(args_of_each)),
+               'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
+        return forked.run(ROOT / script, args, ROOT, '', 240, env)
+
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(run_rank, range(len(args_of_each))))
+
+
 def python(nproc=0):
     """The words that start a script: in one process, or in several through torchrun."""
     if not nproc:
@@ -58,9 +79,12 @@ def python(nproc=0):
             f'--nproc_per_node={nproc}']
 
 
-def begin(script, *args, cwd=ROOT, nproc=0, env=None, **popen):
-    """Start a script of ours and do not wait: a Popen with pipes. Who calls this calls end()."""
-    words = [*python(nproc), str(ROOT / script), *args]
+def begin(script, *args, cwd=ROOT, nproc=0, env=None, words=None, **popen):
+    """Start a script of ours and do not wait: a Popen with pipes. Who calls this calls end().
+
+    words: what to put before the script, in place of python(nproc).
+    """
+    words = [*(words or python(nproc)), str(ROOT / script), *args]
     return subprocess.Popen(words, cwd=cwd, env={**os.environ, **(env or {})}, encoding='utf-8',
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                             start_new_session=True, **popen)

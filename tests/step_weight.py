@@ -1,4 +1,4 @@
-"""How much code one training step is: the functions of ours that run in every step, and their lines.
+"""How much code one training step is: the functions of ours that run in each, and their lines.
 
     python tests/step_weight.py 30 train.py --out_dir=… (and flags for 30 small, uncompiled steps)
 
