@@ -26,9 +26,9 @@ from pathlib import Path
 import torch
 
 from configurator import configure
-from parts.corpus import RATING_NAMES, clean, read_split
-from parts.errors import UserError, run_script
 from parts.checkpoint import read_json
+from parts.corpus import RATING_NAMES, check_texts, cleaner, read_split
+from parts.errors import UserError, run_script
 from parts.folder import MODEL_FLAGS, find_model_folder, open_model
 from parts.machine import explain_failures, keep_freed_memory, select_device, select_dtype
 from parts.pictures import colour_by_surprise, draw_ladder, draw_scaling
@@ -59,7 +59,7 @@ def main():
     if not settings.model_path:
         print(f'{folders[0]}, the newest', file=sys.stderr)
     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-    with explain_failures(device, smaller='--batch_size'), autocast:
+    with explain_failures(smaller='--batch_size'), autocast:
         if settings.text:
             rate_sentences(folders[0], device)
         else:
@@ -99,11 +99,14 @@ def compare_models(folders, device):
 
 def find_data(model_folder, meta):
     """The data folder to read: the one asked for, or that of the model. Raises UserError."""
-    data_dir = settings.data_dir or meta.get('data_dir')
-    if not data_dir:
+    if settings.data_dir:
+        return Path(settings.data_dir).expanduser()
+    if 'data_dir' not in meta:
         raise UserError(f'{model_folder} does not say what it was trained on; '
                         'name a data folder with --data_dir=')
-    return Path(data_dir).expanduser()
+    data_dir = Path(meta['data_dir'])
+    check_texts(data_dir, meta)                               # or it may have learned these texts
+    return data_dir
 
 
 def read_texts(data_dir, vocabulary):
@@ -272,9 +275,10 @@ def rate_sentences(folder, device):
 def read_sentences(unit):
     """--text, or every line of the standard input that has one. Raises UserError."""
     lines = [settings.text] if settings.text != '-' else sys.stdin or []
+    clean = cleaner(unit)
     try:
         for line in lines:
-            sentence = clean(line, unit).strip('\n')
+            sentence = clean(line).strip('\n')
             if sentence:
                 yield sentence
     except UnicodeDecodeError:

@@ -1,6 +1,6 @@
-"""Text → ids: fetch reviews, clean and split them, make a vocabulary, write the reviews as numbers.
+"""Text → ids: fetch texts, clean and split them, make a vocabulary, write the texts as numbers.
 
-    kr3 | kr3_raw | nsmc | hate_speech | demo | a file
+    kr3 | kr3_raw | nsmc | hate_speech | shakespeare | demo | a file | a folder
       → clean, split by a hash of the text     <output_dir>/train.txt, validation.txt
       → a vocabulary                           <output_dir>/<mode>/tokenizer.model
       → the stream of ids                      <output_dir>/<mode>/train.bin, val.bin, meta.json,
@@ -13,74 +13,111 @@ Two reviews, the first positive, all the way (with the vocabulary of the demo):
     stream    </s> <pos> ▁맛있었어요 ! </s> <neg> ▁너무 ▁짜 요 </s>
     ids       2    4     560      3577 2    3     276  2009 3517 2      uint16
 
-Everything passes in batches over up to eight cores, so memory stays flat however long the text.
+Texts pass one by one or in batches, so memory stays flat however many there are.
 """
-import json
-import shutil
+import shlex
 import signal
-from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 
 from configurator import configure
-from parts.corpus import KNOWN_SOURCES, LICENCES, RATINGS, split_sources
+from parts.checkpoint import lock_folder
+from parts.corpus import (
+    KNOWN_SOURCES,
+    LICENCES,
+    RATINGS,
+    SIDES,
+    Labels,
+    StreamWriter,
+    check_clean,
+    clean_copy,
+    encode_file,
+    find_source,
+    new_files,
+    read_texts_meta,
+    refuse_to_overwrite,
+    source_name,
+    split_sources,
+    text_names,
+    texts_meta,
+    to_json,
+)
 from parts.errors import UserError, print0, run_script
-from parts.checkpoint import atomic_write, read_json
-from parts.readers import FILE_TYPES
-from parts.stream import StreamWriter, encode_file
+from parts.readers import UNITS, Reader
 from parts.vocabulary import Characters, SentencePiece, find_vocabulary
 
-source = 'kr3'        # kr3, kr3_raw, nsmc, hate_speech, demo, a file, or several with commas
-output_dir = ''       # where to write ('': data/<source>)
-data_dir = ''         # with train.txt and validation.txt: only make ids of them ('': from source)
-val_ratio = 0.1       # share of the reviews kept for validation
-mode = 'tokenizer'    # tokenizer: sub-words; manual: one id per character
-model_name = ''       # '': learn sub-words; or tokenizer.json, model folder, skt/kogpt2-base-v2
-vocab_size = 8000     # pieces of the SentencePiece vocabulary
-min_count = 2         # manual: characters seen fewer times in train.txt become <unk>
-chunk_size = 256      # only to report how many reviews fit whole into a row of so many tokens
-batch_size = 5000     # reviews at a time: more is faster and takes more memory
+# what goes in
+source = 'kr3'        # kr3, kr3_raw, nsmc, hate_speech, shakespeare, demo, a file, a folder; a,b
+unit = 'line'         # what one text of a .txt is: line, paragraph or file
+text_column = ''      # of a table: the column of the texts ('': review, document, comment, text)
+rating_column = ''    # ('': rating, label, sentiment, score, star; none: read no ratings)
+ratings = ''          # what the labels mean, as 1:0,2:0,3:2,4:1,5:1 for stars; words too
 encoding = 'utf-8-sig'  # of .csv .tsv .jsonl .txt sources; old Korean files are often cp949
 n_reviews = 100000    # how many reviews the demo grammar writes
 seed = 0              # of the demo grammar
-configure(globals())
+# the vocabulary
+mode = 'tokenizer'    # tokenizer: sub-words; manual: one id per character
+model_name = ''       # '': learn sub-words; or tokenizer.json, model folder, skt/kogpt2-base-v2
+revision = ''         # commit, tag or branch of that model, else of kr3 ('': the pinned one)
+vocab_size = 8000     # pieces of the SentencePiece vocabulary
+min_count = 2         # manual: characters seen fewer times in train.txt become <unk>
+# what comes out
+output_dir = ''       # where to write ('': data/<source>)
+data_dir = ''         # with train.txt and validation.txt: only make ids of them ('': from source)
+val_ratio = 0.1       # share of the texts, or of each file with --unit=file, kept for validation
+chunk_size = 256      # only to report how many texts fit whole into a row of so many tokens
+batch_size = 5000     # texts to encode at a time: more is faster and takes more memory
+settings = configure(globals())
 
 MOST_IDS = 65536  # what uint16 can tell apart
+TOKEN_FILES = [
+    'train.bin', 'train_offsets.bin', 'val.bin', 'val_offsets.bin', 'meta.json',
+    'tokenizer.json', 'tokenizer_config.json', 'tokenizer.model', 'characters.json',
+]
+SHAKESPEARE = {'unit': 'file', 'mode': 'manual', 'min_count': 1}  # as everybody prepares it
 
 
 def main():
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: no .part file stays
+    if source == 'shakespeare':
+        use_shakespeares_defaults()
     check_settings()
-    sources = name_sources()
-    folder = Path(output_dir or data_dir or f'data/{"+".join(sources)}')
-    texts = Path(data_dir or folder)
-    check_texts(texts)
     try:
         vocab = given_vocabulary()  # first, because what is wrong with it is known in a second
-        if not data_dir:
-            split_sources(sources, folder, val_ratio, encoding=encoding, batch_size=batch_size,
-                          n_reviews=n_reviews, seed=seed)
+        folder, reports = take_texts() if data_dir else make_texts()
         if vocab is None:
-            vocab = train_vocabulary(texts / 'train.txt')
+            vocab = train_vocabulary(folder / 'train.txt')
         print_size(vocab)
-        write_tokens(vocab, texts, folder / mode)
-        copy_texts(texts, folder)
+        write_tokens(vocab, folder, folder / mode)
     except OSError as error:  # no space left, no permission, a file where a folder should be
         raise UserError(error) from None
     except KeyboardInterrupt:
         raise UserError('interrupted; what was there before is there still') from None
+    for report in reports:
+        for line in report.lines():
+            print0(line)
     print0(f'ready: python train.py {training_flags(folder)}')
+
+
+def use_shakespeares_defaults():
+    """Whatever a person did not set is for this source as SHAKESPEARE says."""
+    for name, value in SHAKESPEARE.items():
+        if name not in settings.given:
+            globals()[name] = value
 
 
 def training_flags(folder):
     """What train.py is to be told: the config file that is made for this folder, or names."""
     name = folder.resolve().name
-    manual = mode == 'manual'
-    config = Path('config', f'{name}_manual.py' if manual else f'{name}.py')
+    usual = 'manual' if name == 'shakespeare' else 'tokenizer'
+    config = Path('config', f'{name}.py' if mode == usual else f'{name}_{mode}.py')
     if folder == Path('data', name) and config.exists():
         return config
-    return f'--data_dir={folder} --out_dir=out/{name}' + (' --mode=manual' if manual else '')
+    words = [f'--data_dir={folder}', f'--out_dir=out/{name}']
+    if mode == 'manual':
+        words.append('--mode=manual')
+    return shlex.join(words)
 
 
 # --- before any work ---
@@ -89,6 +126,8 @@ def check_settings():
     """Raise UserError where a setting has no meaning."""
     if mode not in ('tokenizer', 'manual'):
         raise UserError(f"mode='{mode}': it is 'tokenizer' or 'manual'")
+    if unit not in UNITS:
+        raise UserError(f"unit='{unit}': it is one of {', '.join(UNITS)}")
     if not 0 < val_ratio < 1:
         raise UserError(f'val_ratio={val_ratio}: it takes more than 0 and less than 1')
     if not 300 <= vocab_size <= MOST_IDS:  # 262 of them are bytes and control tokens
@@ -98,28 +137,78 @@ def check_settings():
 
 
 def name_sources():
-    """{name: source} of all that --source= lists, as {'reviews': 'data/reviews.csv'}."""
+    """{name: source} of all that --source= lists, as {'reviews': Path('data/reviews.csv')}."""
     sources = {}
-    for one in source.split(','):
-        path = Path(one)
-        is_file = path.is_file() and path.suffix.lower() in FILE_TYPES
-        if one not in KNOWN_SOURCES and not is_file:
-            raise UserError(f"source '{one}' is neither one of {', '.join(KNOWN_SOURCES)} "
-                            f'nor a {" ".join(FILE_TYPES)} file that is there')
-        name = one if one in KNOWN_SOURCES else path.stem
+    for one in split_at_commas(source):
+        found = find_source(one)
+        name = source_name(found)
         if name in sources:
             raise UserError(f'{sources[name]} and {one} would both be written to '
                             f'{name}_train.txt; rename one')
-        sources[name] = one
+        sources[name] = found
     return sources
 
 
-def check_texts(texts):
-    """With --data_dir, the texts must be there."""
-    there = (texts / 'train.txt').exists() and (texts / 'validation.txt').exists()
-    if data_dir and not there:
-        raise UserError(f'{texts} has not both of train.txt and validation.txt; '
-                        f'leave --data_dir out to make them from --source=')
+def split_at_commas(text):
+    """The sources in 'a.csv,b.csv'; a comma in the name of a file that is there stays."""
+    names = []
+    for part in text.split(','):
+        longer = f'{names[-1]},{part}' if names else ''
+        if longer and Path(longer).expanduser().exists():
+            names[-1] = longer
+        else:
+            names.append(part)
+    return names
+
+
+# --- the texts ---
+
+def make_texts():
+    """Write train.txt and validation.txt of the sources. Returns (their folder, Reports)."""
+    sources = name_sources()
+    labels = Labels(ratings)
+    folder = Path(output_dir or f'data/{"+".join(sources)}').expanduser()
+    files = [path for path in sources.values() if path not in KNOWN_SOURCES]
+    claim(folder, text_names(sources), files)
+    reports = split_sources(sources, folder, val_ratio, labels, make_reader,
+                            revision='' if model_name else revision,
+                            n_reviews=n_reviews, seed=seed)
+    return folder, reports
+
+
+def take_texts():
+    """Take the train.txt and validation.txt of data_dir, as they are or as a clean copy. Returns
+    (their folder, Reports).
+    """
+    texts = Path(data_dir).expanduser()
+    folder = Path(output_dir or data_dir).expanduser()
+    for name in SIDES.values():
+        if not (texts / name).exists():
+            raise UserError(f'{texts} has not both of train.txt and validation.txt; '
+                            f'leave --data_dir out to make them from --source=')
+    its_unit = read_texts_meta(texts).get('unit', unit)
+    if texts.resolve() == folder.resolve():
+        claim(folder, [], [])
+        check_clean(texts, its_unit)
+        return folder, []
+    claim(folder, text_names([]), [texts / name for name in SIDES.values()])
+    return folder, clean_copy(texts, folder, its_unit)
+
+
+def claim(folder, names, sources):
+    """Keep another prepare.py out of a folder while this one writes into it. Raises UserError where
+    another is there, or files that it must not write over.
+    """
+    lock_folder(folder)
+    refuse_to_overwrite(folder, names, sources)
+    refuse_to_overwrite(folder / mode, TOKEN_FILES, [])
+
+
+def make_reader(source):
+    """How the files of a source are read: of one that is known the columns are known, too."""
+    if source in KNOWN_SOURCES:
+        return Reader(unit=unit)
+    return Reader(encoding, unit, text_column, rating_column)
 
 
 # --- the vocabulary ---
@@ -128,7 +217,7 @@ def given_vocabulary():
     """The vocabulary that --model_name= names, or None."""
     if not model_name:
         return None
-    vocab = find_vocabulary(model_name)
+    vocab = find_vocabulary(str(Path(model_name).expanduser()), revision or None)
     its_mode = 'manual' if isinstance(vocab, Characters) else 'tokenizer'
     if its_mode != mode:
         raise UserError(f'{model_name} is not a vocabulary for --mode={mode}: '
@@ -160,33 +249,34 @@ def write_tokens(vocab, texts, folder):
 
     Transformers is such a reader: it takes tokenizer.json and tokenizer_config.json.
     """
-    meta = vocabulary_meta(vocab, texts)
     tokenizer = vocab.as_tokenizer()
-    with ExitStack() as files:
-        def create(name):
-            return files.enter_context(atomic_write(folder / name, 'wb'))
-
-        meta_file = create('meta.json')  # created first, so renamed last: if it exists, all do
-        create('tokenizer_config.json').write(to_json(tokenizer_config(vocab, tokenizer)))
-        create('tokenizer.json').write(tokenizer.to_str().encode())
-        if vocab.file != 'tokenizer.json':
-            create(vocab.file).write(vocab.content)
-        for side, text in (('train', 'train.txt'), ('val', 'validation.txt')):
+    content = {
+        'tokenizer_config.json': to_json(tokenizer_config(vocab, tokenizer)),
+        'tokenizer.json': tokenizer.to_str().encode(),
+        vocab.file: vocab.content,
+    }
+    meta = vocabulary_meta(vocab, texts)
+    with new_files(folder) as create:
+        for name, there in content.items():
+            create(name).write(there)
+        for side, text in SIDES.items():
             stream = StreamWriter(create(f'{side}.bin'), create(f'{side}_offsets.bin'))
-            about = write_side(vocab, texts / text, stream)
-            meta |= {f'{side}_{name}': value for name, value in about.items()}
-        meta_file.write(to_json(meta))
+            side_meta = write_side(vocab, texts / text, stream)
+            meta |= {f'{side}_{name}': value for name, value in side_meta.items()}
+        create('meta.json').write(to_json(meta))
 
 
 def write_side(vocab, path, stream):
-    """Encode train.txt or validation.txt into the stream. Returns what meta.json tells of it."""
+    """Encode train.txt or validation.txt into the stream. Returns its part of meta.json."""
     n_chars, n_fitting = encode_file(vocab, path, stream, batch_size, chunk_size)
-    n_pieces = max(1, stream.n_ids - 2 * stream.n_reviews - 1)
-    fitting = f'{n_fitting / stream.n_reviews:.1%}'
-    print0(f'{path}: {stream.n_ids:,} tokens, {n_chars / n_pieces:.3f} characters each; '
-           f'{fitting} of the reviews fit whole into a row of {chunk_size}')
+    n_pieces = max(1, stream.n_ids - 2 * stream.n_texts - 1)
+    line = f'{path}: {stream.n_ids:,} tokens, {n_chars / n_pieces:.3f} characters each'
+    if unit != 'file':
+        fitting = f'{n_fitting / stream.n_texts:.1%}'
+        line += f'; {fitting} of the texts fit whole into a row of {chunk_size}'
+    print0(line)
     return {
-        'reviews': stream.n_reviews,
+        'reviews': stream.n_texts,
         'tokens': stream.n_ids,
         'chars': n_chars,
         'largest_id': stream.largest_id,
@@ -210,9 +300,8 @@ def vocabulary_meta(vocab, texts):
         'starts': dict(zip(names, vocab.start_ids)),  # the start token of each rating
         'sources': [],
     }
-    about_texts = texts / 'meta.json'
-    if about_texts.exists():
-        meta |= read_json(about_texts)
+    meta |= read_texts_meta(texts)
+    meta |= texts_meta(texts)  # the bins know the texts that they were made of
     if model_name in LICENCES:
         meta['vocabulary_licence'] = LICENCES[model_name]
     meta['versions'] = {
@@ -237,20 +326,6 @@ def tokenizer_config(vocab, tokenizer):
         'pad_token': eos,
         'bos_token': tokenizer.id_to_token(vocab.start_ids[-1]),
     }
-
-
-def to_json(value):
-    return json.dumps(value, indent=1, ensure_ascii=False).encode()
-
-
-def copy_texts(texts, folder):
-    """The texts stand beside their tokens, where eval.py reads them."""
-    if texts.resolve() == folder.resolve():
-        return
-    for name in ('train.txt', 'validation.txt', 'meta.json'):
-        if (texts / name).exists():
-            with open(texts / name, 'rb') as text, atomic_write(folder / name, 'wb') as copy:
-                shutil.copyfileobj(text, copy)
 
 
 if __name__ == '__main__':

@@ -17,7 +17,7 @@ import torch
 
 from configurator import configure
 from model import generate
-from parts.corpus import RATING_NAMES, clean
+from parts.corpus import RATING_NAMES, cleaner
 from parts.errors import UserError, run_script
 from parts.folder import MODEL_FLAGS, find_model_folder, open_model
 from parts.guidance import Guided
@@ -60,9 +60,10 @@ def main():
     ratings = known_ratings(model, vocabulary.eos, vocabulary.start_ids)
     check_ratings(folder, ratings)
     generator = torch.Generator(device).manual_seed(settings.seed)
-    unit = meta.get('unit', 'line')
+    unit = meta.get('unit', 'line')                           # what was one text in training
+    clean = cleaner(unit)
     for beginning in read_beginnings():
-        write_texts(model, vocabulary, ratings, clean(beginning, unit), unit, generator)
+        write_texts(model, vocabulary, ratings, clean(beginning), unit, generator)
 
 
 # --- what a person asks for ---
@@ -153,10 +154,9 @@ def ask_for_beginnings():
 def write_texts(model, vocabulary, ratings, beginning, unit, generator):
     """Print num_samples texts that begin with `beginning`, batch after batch.
 
-    ratings: the numbers of those that the model knows. unit: what was one text in training; all
-    but a line may have several lines. The size of a batch follows from the model and the settings.
-    So the same seed writes the same texts, and a larger num_samples begins with the full batches
-    of a smaller one.
+    ratings: the numbers of those that the model knows. The size of a batch follows from the model
+    and the settings. So the same seed writes the same texts, and a larger num_samples begins with
+    the full batches of a smaller one.
     """
     ids = vocabulary.encode([beginning])[0] if beginning else []
     rating = asked_rating()

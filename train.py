@@ -26,6 +26,7 @@ from configurator import configure
 from model import Config, build, generate
 from parts import checkpoint as run_files
 from parts.bigram import init_from_bigrams
+from parts.corpus import check_texts
 from parts.data import Data, read_meta
 from parts.errors import UserError, print0
 from parts.machine import (
@@ -293,12 +294,13 @@ def main():
     check_settings(run)
     device = select_device(run.device)
     if rank == 0:
-        lock = run_files.lock_folder(out)  # noqa: F841  held until this process ends
+        run_files.lock_folder(out)
     start_process(device)
     stop = StopRequest()
 
     # --- what all processes must agree on ---
     meta = read_meta(run.data_dir, run.mode)
+    check_texts(Path(run.data_dir), meta)
     vocabulary = vocabulary_files(Path(run.data_dir, run.mode))
     step = checkpoint['step'] if checkpoint else 0
     check_same_everywhere({
@@ -332,6 +334,8 @@ def main():
     micro_rows = data.rows_per_rank
     if run.micro_batch:
         micro_rows = min(run.micro_batch * run.chunk_size // data.row_length, micro_rows)
+        while data.rows_per_rank % micro_rows:  # equal parts: each size is compiled anew
+            micro_rows -= 1
     # nats per token → bits per character, which compares models of any vocabulary
     to_bits_per_char = (meta['val_tokens'] - 1) / meta['val_chars'] / math.log(2)
 
@@ -369,25 +373,31 @@ def main():
            f'{data.steps:,} steps of {data.tokens_per_step:,} tokens: '
            f'{run.epochs} × {data.tokens_per_epoch:,}')
 
+    parallel = model  # until DistributedDataParallel wraps it
     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-    few_rows = data.batch(step).rows(0, 4, device)
+    checked = data.batch(step)
+    checked.y[4:] = -1  # four rows show whether what is compiled computes the same
+    if checked.ratings is not None:
+        checked.ratings[4:] = -1
 
-    def loss_of_few_rows():
-        x, y, ratings = few_rows
+    def checked_loss(n_rows):
+        x, y, ratings = checked.rows(0, n_rows, device)
         with autocast:
             token_loss, rating_loss = parallel(x, y, ratings, rating_ids)
-        return (token_loss + RATING_WEIGHT * rating_loss) / len(x)
+        return (token_loss + RATING_WEIGHT * rating_loss) / 4
 
-    parallel = model  # until DistributedDataParallel wraps it
     if compiled:
-        compiled, dtype = compile_and_check(model, loss_of_few_rows, few_rows, dtype, device)
+        # the four alone need little memory; but dropout draws by the number of rows
+        plain_rows = micro_rows if run.dropout else min(4, micro_rows)
+        compiled, dtype = compile_and_check(
+            model, lambda: checked_loss(plain_rows), lambda: checked_loss(micro_rows), dtype, device)
         autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
     if world_size > 1:
         devices = [device.index] if device.type == 'cuda' else None
         parallel = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
         # DDP moves its buffers after the first pass, which changes the order of three summands. A
         # resumed run must not be the only one to do it, so every run makes a pass for nothing.
-        loss_of_few_rows().backward()
+        checked_loss(micro_rows).backward()
         model.zero_grad(set_to_none=True)
 
     # --- optimizer ---
@@ -469,7 +479,7 @@ def main():
         # --- forward and backward, some rows at a time where memory is short ---
         batch = data.batch(step)
         for first in range(0, data.rows_per_rank, micro_rows):
-            end = min(first + micro_rows, data.rows_per_rank)
+            end = first + micro_rows
             if world_size > 1:  # the processes add up their gradients once a step, at its end
                 parallel.require_backward_grad_sync = end == data.rows_per_rank
             x, y, ratings = batch.rows(first, end, device)    # (B, T) each

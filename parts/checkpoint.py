@@ -1,5 +1,5 @@
-"""Files that appear whole or not at all, and what a run keeps beside its model: state.pt, from which
-it goes on; log.csv, its history; a lock on the folder.
+"""Files that appear whole or not at all, and what a run keeps beside its model: state.pt, from
+which it goes on; log.csv, its history; a lock on the folder.
 
 torch is imported where it is needed: prepare.py writes files too, and starts without it.
 """
@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 import zlib
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from parts.errors import UserError, print0
@@ -21,6 +21,7 @@ except ImportError:  # Windows has none; two runs in one folder go unnoticed the
     fcntl = None
 
 STATE_FORMAT = 3  # of state.pt; it grows when what is in there changes its meaning
+LOCKS = []        # open files, until this process ends
 LOG_COLUMNS = ['step', 'tokens', 'seconds', 'train_loss', 'val_loss', 'bits_per_char', 'lr']
 
 
@@ -45,7 +46,8 @@ def atomic_write(path, mode='w'):
             os.fsync(file.fileno())  # the rename must not reach the disk before the bytes do
         os.replace(part, path)
     except BaseException as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # there is none where a file stands in place of its folder
+            part.unlink()
         if isinstance(error, OSError) and concerns(error, path.parent):
             raise cannot_write(path, error) from None
         raise
@@ -82,8 +84,7 @@ def lock_folder(folder):
     """Make the folder and see now what would go wrong later: access rights, a full disk, another
     process that writes to it.
 
-    Returns the open lock file. The system opens the lock when it is closed, or when this process
-    ends, however it ends. Raises UserError.
+    The system opens the lock when this process ends, however it ends. Raises UserError.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -103,7 +104,7 @@ def lock_folder(folder):
                'see that no other run writes to it')
     for left_over in folder.glob('*.part'):  # of a process that was killed: nobody else is here
         left_over.unlink(missing_ok=True)
-    return lock
+    LOCKS.append(lock)  # a file that nobody holds is closed, and its lock is open
 
 
 # --- state.pt ---

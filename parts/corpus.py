@@ -1,28 +1,48 @@
-"""The reviews: where they come from, what their ratings are called, how they are cleaned and split.
+"""The texts: where they come from, what their ratings mean, how they are cleaned, split, encoded.
 
-    kr3 | kr3_raw | nsmc | hate_speech | demo | a file
-      → (rating, text) of every review, the text clean
-      → <name>_train.txt, <name>_val.txt      one source: a line is rating<TAB>text
-      → train.txt, validation.txt             all sources, one after the other
+    kr3 | kr3_raw | nsmc | hate_speech | shakespeare | demo | a file | a folder
+      → (text, label) of every row                    readers.py
+      → (rating, text), the text clean
+      → <name>_train.txt, <name>_val.txt              one source: a line is rating<TAB>text
+      → train.txt, validation.txt                     all sources, one after the other
+      → train.bin, val.bin                            the same as ids: the stream
 
 A fourth rating is a fourth line in RATINGS; everything else takes the ratings from there. Only the
 demo has tables of its own, in grammar.py.
 """
 import csv
+import gc
 import hashlib
 import json
+import multiprocessing
+import os
 import re
+import shutil
+import signal
+import tempfile
+import threading
 import unicodedata
-from contextlib import ExitStack
+import zlib
+from collections import Counter, deque
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
-from parts import grammar, hub
-from parts.errors import UserError, print0
-from parts.checkpoint import atomic_write
-from parts.parallel import map_ordered
-from parts.readers import guess_encoding, read_parquet, read_rows
+import numpy as np
+
+from parts.checkpoint import atomic_write, read_json
+from parts.errors import UserError
+from parts.readers import (
+    FILE_TYPES,
+    UNITS,
+    LeftOut,
+    explain_encoding,
+    file_type,
+    listed,
+)
 
 # --- ratings ---
 
@@ -31,15 +51,68 @@ RATINGS = [  # one line a rating, 0, 1, 2: its token, its English name, its Kore
     ('<pos>', 'positive', '긍정'),
     ('<amb>', 'ambiguous', '보통'),
 ]
-UNKNOWN = -1  # the rating of a review that has none
+UNKNOWN = -1  # the rating of a text that has none
 RATING_TOKENS = [token for token, _, _ in RATINGS]
 RATING_NAMES = [(english, korean) for _, english, korean in RATINGS]
+RATING_DIGITS = {'-': UNKNOWN} | {str(rating): rating for rating in range(len(RATINGS))}
 
-# what a file may say of a rating → the rating
-RATING_LABELS = {'False': 0, 'True': 1}
-RATING_LABELS |= {str(rating): rating for rating in range(len(RATINGS))}
-RATING_LABELS |= {f'{rating}.0': rating for rating in range(len(RATINGS))}
-RATING_LABELS |= {label: UNKNOWN for label in ('', '-', 'None', 'nan', 'NaN')}
+# what a table may say of a rating → the rating
+NO_LABELS = {'': UNKNOWN, 'none': UNKNOWN, 'nan': UNKNOWN}
+RATING_LABELS = RATING_DIGITS | NO_LABELS | {'false': 0, 'true': 1}
+for _rating, _names in enumerate(RATING_NAMES):
+    RATING_LABELS |= {name: _rating for name in _names}
+
+STARS = '--ratings=1:0,2:0,3:2,4:1,5:1'
+
+
+class Labels:
+    """What the labels of a table mean: as --ratings= says, or as RATING_LABELS does."""
+
+    def __init__(self, ratings=''):
+        """ratings: 'LABEL:RATING,LABEL:RATING'. Raises UserError."""
+        self.given = bool(ratings)
+        self.found = {}  # label as it stands in a table → its rating, None if it means nothing
+        self.meaning = dict(NO_LABELS if ratings else RATING_LABELS)
+        for pair in ratings.split(',') if ratings else []:
+            label, _, rating = pair.rpartition(':')
+            if rating.strip() not in RATING_DIGITS:
+                raise UserError(f"ratings='{ratings}': it is written LABEL:RATING,LABEL:RATING, "
+                                f'as {STARS}; a rating is {rating_help()}, or - for none')
+            self.meaning[self.bare(label)] = RATING_DIGITS[rating.strip()]
+
+    @staticmethod
+    def bare(label):
+        """A label as it is compared: a gap in a column of pandas makes 1.0 of every 1."""
+        return label.strip().lower().removesuffix('.0')
+
+    def rating(self, label):
+        """The rating that a label means. Raises UserError."""
+        word = str(label)
+        if word not in self.found:
+            self.found[word] = self.meaning.get(self.bare(word))
+        rating = self.found[word]
+        if rating is None and self.given:
+            raise UserError(f'its label is {label!r}, of which --ratings= says nothing')
+        if rating is None:
+            raise UserError(f'its label is {label!r}, and a rating is {rating_help()} or empty; '
+                            f'{STARS} says what labels mean, here stars; words are labels, too '
+                            f'(--ratings=bad:0,good:1), and --rating_column=none reads none')
+        return rating
+
+    def check_seen(self, name, seen):
+        """Ask what labels mean that are hardly KR3's: 1 and 2, say, can be bad and good.
+
+        name: of the source. seen: the ratings that it has. Raises UserError.
+        """
+        known = sorted(rating for rating in seen if rating != UNKNOWN)
+        usual = known in ([1], list(range(len(known))))
+        if self.given or usual:
+            return
+        labels = ' and '.join(map(str, known))
+        as_they_are = ','.join(f'{rating}:{rating}' for rating in known)
+        raise UserError(f'{name}: its labels are {labels}, and a rating is {rating_help()}; '
+                        f'--ratings={known[0]}:0,{known[-1]}:1 reads the first as negative and the '
+                        f'last as positive, --ratings={as_they_are} reads them as they are')
 
 
 def rating_help():
@@ -50,22 +123,40 @@ def rating_help():
 # --- sources ---
 
 RAW = 'https://raw.githubusercontent.com'
-GITHUB_FILES = {
+NSMC = f'{RAW}/e9t/nsmc/cc0670e872d4ac27bfe36c87456783004b39ef6c'
+HATE_SPEECH = f'{RAW}/kocohub/korean-hate-speech/f8d05dce2b22007bb149e5139c0060c68ad8f94b/labeled'
+CHAR_RNN = f'{RAW}/karpathy/char-rnn/6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e/data'
+PLAIN_FILES = {  # source → (address of a commit, name that the file gets, its sha256)
     'nsmc': [
-        f'{RAW}/e9t/nsmc/master/ratings_train.txt',
-        f'{RAW}/e9t/nsmc/master/ratings_test.txt',
+        (f'{NSMC}/ratings_train.txt', 'nsmc_ratings_train.tsv',
+         'e03b7d14e9e41be8d464a28057cd25d7396c53e67aa7fd5f7e552c59b0ee2940'),
+        (f'{NSMC}/ratings_test.txt', 'nsmc_ratings_test.tsv',
+         '8ac9f64052f11dbf6ae0acb5e038f03d90a76f0eda7820cfb3a92d02edfcebda'),
     ],
     'hate_speech': [
-        f'{RAW}/kocohub/korean-hate-speech/master/labeled/train.tsv',
-        f'{RAW}/kocohub/korean-hate-speech/master/labeled/dev.tsv',
+        (f'{HATE_SPEECH}/train.tsv', 'hate_speech_train.tsv',
+         'ebebacdcd023af2c4acc8c0a37695fb6433ac04fc009feff8f222724e303a5a9'),
+        (f'{HATE_SPEECH}/dev.tsv', 'hate_speech_dev.tsv',
+         '232b615d6e359a9d31dfb8370f32e1733dc5bb3f9c5430d34d7fcc7ba4b7e8ef'),
+    ],
+    'shakespeare': [
+        (f'{CHAR_RNN}/tinyshakespeare/input.txt', 'shakespeare.txt',
+         '86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed'),
     ],
 }
-KNOWN_SOURCES = ['demo', 'kr3', 'kr3_raw', *GITHUB_FILES]
+# source → (repository, file, commit). kr3_raw.tsv left the repository with a later commit.
+HUB_DATASETS = {
+    'kr3': ('leey4n/KR3', 'kr3.parquet', '290dc88'),
+    'kr3_raw': ('leey4n/KR3', 'kr3_raw.tsv', 'ca30a6074c6a66a480c5df319391d03d8a5a80c6'),
+}
+PINNED = {'skt/kogpt2-base-v2': 'd0c0df48bf2b2c9350dd855021a5b216f560c0c7'}  # models
+KNOWN_SOURCES = ['demo', *HUB_DATASETS, *PLAIN_FILES]
 LICENCES = {  # of sources, and of vocabularies
     'kr3': 'CC BY-NC-SA 4.0',
     'kr3_raw': 'CC BY-NC-SA 4.0',
     'nsmc': 'CC0 1.0',
     'hate_speech': 'CC BY-SA 4.0',
+    'shakespeare': 'public domain',
     'demo': 'MIT',
     'skt/kogpt2-base-v2': 'CC BY-NC-SA 4.0',
 }
@@ -74,85 +165,67 @@ LANGUAGES = {  # of sources; of a file of one's own it is not known
     'kr3_raw': 'ko',
     'nsmc': 'ko',
     'hate_speech': 'ko',
+    'shakespeare': 'en',
     'demo': 'ko',
 }
+DOWNLOADS = Path('data/download')
 
 
-def source_files(source):
-    """The files of a source, downloaded once. Raises UserError."""
-    if source in ('kr3', 'kr3_raw'):
-        return hub.dataset(source)
-    if source in GITHUB_FILES:
-        urls = GITHUB_FILES[source]
-        return [hub.download(url, hub.DOWNLOADS / f'{source}_{Path(url).stem}.tsv') for url in urls]
-    return [Path(source)]
+def find_source(source):
+    """One source as a known name or as the path of a file or folder. Raises UserError."""
+    if source in KNOWN_SOURCES:
+        return source
+    path = Path(source).expanduser()
+    if not path.exists() and path.parent.is_dir():
+        for other in path.parent.iterdir():  # macOS writes names in NFD
+            if unicodedata.normalize('NFC', other.name) == unicodedata.normalize('NFC', path.name):
+                path = other
+    if source and path.is_dir() or path.is_file() and file_type(path):
+        return path
+    types = ' '.join(FILE_TYPES)
+    if path.is_file():
+        advice = '; write one object a line and name it .jsonl' if path.suffix == '.json' else ''
+        raise UserError(f"source '{source}' is a file of a type that is not read{advice} "
+                        f'(these are: {types}, each also with .gz)')
+    raise UserError(f"source '{source}' is neither one of {', '.join(KNOWN_SOURCES)} "
+                    f'nor a file that is there ({types}, each also with .gz) nor a folder')
 
 
-def read_source(source, encoding, batch_size, n_reviews, seed):
-    """Yield (file, number of the first row, rows) of a source, batch_size rows at a time.
+def source_name(source):
+    """The name that the texts of a source are written under: that of the file without its type."""
+    if source in KNOWN_SOURCES:
+        return source
+    name = source.resolve().name
+    if source.is_file():
+        name = name[:name.lower().rindex(file_type(source))]
+    return unicodedata.normalize('NFC', name)
 
-    A row is (text, label), as they stand in the file. A row of the demo has a third element, bits:
-    -log2 P(rating, text). encoding is for files, n_reviews and seed are for the demo.
-    Raises UserError.
+
+def source_files(source, revision):
+    """(files, others): the paths of a source's files, in order, fetched where they must be, and the
+    files of a folder that cannot be read. Raises UserError.
     """
-    if source == 'demo':
-        reviews = grammar.reviews(n_reviews, seed)
-        rows = ((text, rating, bits) for rating, text, bits in reviews)
-        yield from number_batches('demo', in_batches(rows, batch_size))
-        return
-    for file in source_files(source):
-        yield from number_batches(file, read_file(file, encoding, batch_size))
+    if source in HUB_DATASETS:
+        repository, file, commit = HUB_DATASETS[source]
+        return [hub_file(repository, file, revision or commit, 'dataset')], []
+    if source in PLAIN_FILES:
+        return [plain_file(*file) for file in PLAIN_FILES[source]], []
+    if source.is_file():
+        return [source], []
+    files = []
+    others = []
+    for path in sorted(source.rglob('*')):
+        hidden = any(part.startswith('.') for part in path.relative_to(source).parts)
+        if path.is_file():
+            readable = file_type(path) and not hidden
+            (files if readable else others).append(path)
+    if not files:
+        raise UserError(f'{source} holds no file that is read ({" ".join(FILE_TYPES)}, each also '
+                        f'with .gz)')
+    return files, others
 
 
-def number_batches(file, batches):
-    first = 1
-    for rows in batches:
-        yield file, first, rows
-        first += len(rows)
-
-
-# what open, csv, json and pyarrow raise where a file is missing or damaged
-READING_ERRORS = (
-    OSError, ValueError, LookupError, NotImplementedError, RecursionError, csv.Error,
-)
-
-
-def read_file(file, encoding, batch_size):
-    """Yield the rows (text, label) of a file, batch_size at a time. Raises UserError."""
-    n = 0
-    try:
-        if file.suffix.lower() == '.parquet':
-            for batch in read_parquet(file, batch_size):
-                n += len(batch)
-                yield batch
-            return
-        batch = []
-        for row in read_rows(file, encoding):
-            n += 1
-            batch.append(row)
-            if len(batch) == batch_size:
-                yield batch
-                batch = []
-        if batch:
-            yield batch
-    except UnicodeError:
-        named = encoding.removesuffix('-sig')
-        raise UserError(f'{file} is not {named}; {guess_encoding(file)}') from None
-    except (UserError, *READING_ERRORS) as error:
-        where = f' after review {n}' if n else ''
-        raise UserError(f'{file} cannot be read{where}: {error}') from None
-
-
-def in_batches(items, size):
-    """Yield lists of `size` items, the last one shorter."""
-    items = iter(items)
-    batch = list(islice(items, size))
-    while batch:
-        yield batch
-        batch = list(islice(items, size))
-
-
-# --- the Hugging Face Hub ---
+# --- the Hugging Face Hub, and plain addresses ---
 
 class NotFound(UserError):
     """The Hub has no such repository, revision or file."""
@@ -164,44 +237,102 @@ def is_repository(name):
 
 
 def hub_file(repository, file, revision=None, repo_type='model'):
-    """The path of one file of a repository, downloaded once. Raises NotFound or UserError."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+    """The path of one file of a repository, downloaded once into the Hub's cache.
+
+    revision: a commit, at least its first seven digits, a tag or a branch; None: the commit that is
+    pinned here, or what is newest. Raises NotFound or UserError.
+    """
+    from huggingface_hub import errors, hf_hub_download
+    revision = revision or PINNED.get(repository)
     try:
+        if re.fullmatch('[0-9a-f]{7,39}', revision or ''):
+            revision = whole_commit(repository, revision, repo_type)
         return Path(hf_hub_download(repository, file, revision=revision, repo_type=repo_type))
-    except (EntryNotFoundError, RepositoryNotFoundError) as error:
-        raise NotFound(f'{repository}: {error}') from None
-    except Exception as error:
-        raise UserError(f'{repository}: {error}') from None
+    except errors.GatedRepoError:
+        raise UserError(f'{repository}: its owner lets only some people in; ask for access on its '
+                        f'page, then log in (hf auth login)') from None
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError,
+            errors.RemoteEntryNotFoundError) as error:
+        raise NotFound(f'{repository}: the Hub does not have {file} of {revision or "main"} '
+                       f'({first_line(error)})') from None
+    except KeyboardInterrupt:
+        raise
+    except Exception as error:  # of the network, the disk, the cache: the library has a dozen
+        raise UserError(f'{repository}: {file} cannot be fetched ({first_line(error)})') from None
+
+
+def first_line(error):
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def whole_commit(repository, digits, repo_type):
+    """All forty digits of a commit: from the cache, or from the Hub's list of commits."""
+    from huggingface_hub import HfApi, constants
+    cached = Path(constants.HF_HUB_CACHE) / f'{repo_type}s--{repository.replace("/", "--")}'
+    for snapshot in cached.glob(f'snapshots/{digits}*'):
+        return snapshot.name
+    for commit in HfApi().list_repo_commits(repository, repo_type=repo_type):
+        if commit.commit_id.startswith(digits):
+            return commit.commit_id
+    raise NotFound(f'{repository}: the Hub has no commit {digits}')
+
+
+def plain_file(url, name, sha256, most_bytes=1 << 26):
+    """The path of a file on the web, downloaded once, and never another file than the one whose
+    sha256 is known. Raises UserError.
+    """
+    path = DOWNLOADS / name
+    if path.exists():
+        with open(path, 'rb') as file:
+            if hashlib.file_digest(file, 'sha256').hexdigest() == sha256:
+                return path
+        raise UserError(f'{path} is not the file that {url} was; delete or rename it')
+    import requests
+    content = bytearray()
+    try:
+        with requests.get(url, stream=True, timeout=30) as answer:
+            answer.raise_for_status()
+            for block in answer.iter_content(1 << 16):
+                content += block
+                if len(content) > most_bytes:
+                    break
+    except requests.RequestException as error:
+        raise UserError(f'{url} cannot be fetched: {first_line(error)}') from None
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise UserError(f'{url}: what came is not the file that was there; nothing was kept')
+    with atomic_write(path, 'wb') as file:
+        file.write(content)
+    return path
 
 
 # --- cleaning ---
 
-# \ud800 to \udfff: halves of surrogate pairs, which no encoding can write
-CONTROL_CHARACTER = re.compile('[\x00-\x08\x0e-\x1b\x7f\ud800-\udfff]')
+# \ud800 to \udfff: halves of surrogate pairs, which no encoding can write; \ufeff: a BOM
+CONTROL_CHARACTER = re.compile('[\x00-\x08\x0e-\x1b\x7f\ud800-\udfff\ufeff]')
+
+# characters that show nothing: Unicode's Default_Ignorable_Code_Point, and the empty Braille cell
+INVISIBLE = re.compile(
+    '[\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f'
+    '\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3'
+    '\U0001d173-\U0001d17a\U000e0000-\U000e0fff]')
 
 
-def clean(text, unit='line'):
-    """A review as one line of plain text. Cleaning twice changes nothing more.
+def clean(text):
+    """A text as one line of plain characters. Cleaning twice changes nothing more.
 
-    Control characters and halves of surrogate pairs are removed. Letters are composed by NFC, not
-    by NFKC, which turns ㅋㅋ into ᄏᄏ and cannot be undone. ▁ becomes _, because SentencePiece
+    Control characters, BOMs and halves of surrogate pairs are removed. Letters are composed by NFC,
+    not by NFKC, which turns ㅋㅋ into ᄏᄏ and cannot be undone. ▁ becomes _, because SentencePiece
     writes ▁ for the space. Each run of spaces and line breaks becomes one space; none is left at
     the ends.
     """
-    if unit != 'line':
-        text = CONTROL_CHARACTER.sub('', text.replace('\r\n', '\n'))
-        return unicodedata.normalize('NFC', text).replace('▁', '_')
     if is_clean(text):
         return text.strip()
-    text = CONTROL_CHARACTER.sub('', text)
-    text = unicodedata.normalize('NFC', text)
-    text = text.replace('▁', '_')
-    return ' '.join(text.split())
+    return ' '.join(clean_lines(text).split())
 
 
 def is_clean(text):
-    """Whether only spaces at the ends may be left to remove: so in most reviews, and seen quickly.
+    """Whether only spaces at the ends may be left to remove: so in most texts, and seen quickly.
 
     Printable characters are no control characters, no surrogates, and no white space but ' '.
     """
@@ -213,127 +344,572 @@ def is_clean(text):
     )
 
 
+def clean_lines(text):
+    """As clean, but spaces and line breaks stay: of a paragraph, a file. A line ends with \\n."""
+    text = text.replace('\r\n', '\n').replace('\r', '\n')
+    text = CONTROL_CHARACTER.sub('', text)
+    text = unicodedata.normalize('NFC', text)
+    return text.replace('▁', '_')
+
+
+def visible(text):
+    """What can be seen of a text, '' if nothing can. Texts that look the same have the same."""
+    return INVISIBLE.sub('', text).strip()
+
+
+def cleaner(unit):
+    """The function that cleans the texts of a unit."""
+    return clean if unit == 'line' else clean_lines
+
+
+# --- one text a line ---
+
+BREAK = '␤'    # a line break in a text
+LITERAL = '␛'  # in front of a ␤ or ␛ that the text itself has
+
+
+def escape(text):
+    """A text without line breaks, from which unescape makes the same text again."""
+    if BREAK in text or LITERAL in text:
+        text = re.sub(f'[{BREAK}{LITERAL}]', rf'{LITERAL}\g<0>', text)
+    return text.replace('\n', BREAK)
+
+
+def unescape(line):
+    if BREAK not in line and LITERAL not in line:
+        return line
+    return re.sub(f'{LITERAL}([{BREAK}{LITERAL}])|{BREAK}', unescape_one, line)
+
+
+def unescape_one(match):
+    return match[1] or '\n'
+
+
+def text_line(rating, text):
+    """The line of train.txt: rating<TAB>text in UTF-8."""
+    label = '-' if rating == UNKNOWN else str(rating)
+    return f'{label}\t{escape(text)}\n'.encode()
+
+
 # --- the split ---
 
-def in_validation(content, val_ratio):
-    """Whether a review belongs to the validation side. content: its text in UTF-8.
+SIDES = {'train': 'train.txt', 'val': 'validation.txt'}
 
-    The hash of the text alone decides. So a duplicate never sits on both sides, and neither the
-    order of the reviews nor another source moves one.
+
+def in_validation(text, val_ratio):
+    """Whether a text belongs to the validation side. text: what can be seen of it.
+
+    Its hash alone decides. So a duplicate never sits on both sides, and neither the order of the
+    texts nor another source moves one.
     """
-    digest = hashlib.blake2b(content, digest_size=8).digest()
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, 'big') < val_ratio * 2 ** 64
 
 
-def split_sources(sources, folder, val_ratio, **reading):
-    """Write every review to its side, and meta.json with where they come from: all files or none.
+class Report:
+    """What became of the rows of one source, for people and for meta.json."""
 
-    sources: {name: source}, as {'reviews': 'data/reviews.csv'}.
-    reading: the other arguments of read_source. Raises UserError.
+    def __init__(self, name, licence):
+        self.name = name
+        self.licence = licence
+        self.n_rows = 0
+        self.n_texts = Counter()   # side → how many
+        self.ratings = Counter()
+        self.left_out = Counter()  # why → how many
+        self.others = []           # files of a folder that are not read
+        self.chosen = {}           # names of all columns → (text column, rating column)
+
+    def add(self, part):
+        self.n_rows += part.n_rows
+        self.ratings += part.ratings
+        self.left_out += part.left_out
+        for side in SIDES:
+            self.n_texts[side] += part.n_texts[side]
+
+    def meta(self):
+        texts = self.n_texts
+        return {'name': self.name, 'licence': self.licence,
+                'train_reviews': texts['train'], 'val_reviews': texts['val']}
+
+    def lines(self):
+        """Sentences that tell it, from the rows that were read to those that were left out."""
+        kept = sum(self.ratings.values())
+        train, val = self.n_texts['train'], self.n_texts['val']
+        yield (f'{self.name}: texts read: {self.n_rows:,}, kept: {kept:,}, to train on: {train:,}, '
+               f'to validate: {val:,}; licence: {self.licence}')
+        rated = kept - self.ratings[UNKNOWN]
+        if rated or any(rating for _, rating in self.chosen.values()):
+            parts = []
+            for rating, (english, _) in enumerate(RATING_NAMES):
+                parts.append(f'{self.ratings[rating]:,} {english}')
+            parts.append(f'{self.ratings[UNKNOWN]:,} without a rating')
+            yield f'{self.name}: {", ".join(parts)}'
+        elif self.chosen:
+            names = listed(next(iter(self.chosen)))
+            yield f'{self.name}: no ratings; its columns are {names} (--rating_column= takes one)'
+        if self.left_out:
+            yield f'{self.name}: {self.left_out_words()}'
+        if self.others:
+            types = sorted({path.suffix or path.name for path in self.others})
+            yield f'{self.name}: other files, not read: {len(self.others):,}, as {types[:5]}'
+
+    def left_out_words(self):
+        reasons = ', '.join(f'{n:,} {reason}' for reason, n in self.left_out.most_common())
+        return f'{sum(self.left_out.values()):,} left out: {reasons}'
+
+
+KINDS = {dict: 'objects', list: 'lists', int: 'numbers', float: 'numbers', bool: 'true or false'}
+
+
+def why_left_out(text):
+    """Why a row has no text, '' where it has one."""
+    if isinstance(text, LeftOut):
+        return text.reason
+    if text is None:
+        return 'empty'
+    if not isinstance(text, str):
+        return f'{KINDS.get(type(text), type(text).__name__)} in place of text'
+    return ''
+
+
+def read_source(source, reader, report, revision='', n_reviews=0, seed=0):
+    """Yield (file, number of the first row, rows) of a source, some thousand rows at a time.
+
+    A row is (text, label), and in the demo (text, label, bits), where bits is -log2 P(rating, text).
+    n_reviews and seed are for the demo. Raises UserError.
     """
-    about = []
-    floor = Floor()
-    with ExitStack() as files:
-        def create(name):
-            return files.enter_context(atomic_write(folder / name, 'wb'))
-
-        meta_file = create('meta.json')
-        all_train = create('train.txt')
-        all_val = create('validation.txt')
-        for name, source in sources.items():
-            train_files = [create(f'{name}_train.txt'), all_train]
-            val_files = [create(f'{name}_val.txt'), all_val]
-            batches = read_source(source, **reading)
-            n_train, n_val = split_source(name, batches, val_ratio, train_files, val_files, floor)
-            licence = LICENCES.get(source, "the file's own")
-            counts = {'train_reviews': n_train, 'val_reviews': n_val}
-            about.append({'name': name, 'licence': licence, **counts})
-            print0(f'{name}: {n_train:,} reviews to train on, {n_val:,} to validate; '
-                   f'licence: {licence}')
-
-        n_train = sum(source['train_reviews'] for source in about)
-        n_val = sum(source['val_reviews'] for source in about)
-        if n_train == 0 or n_val == 0:
-            raise UserError(f'{n_train + n_val} reviews are too few to have some on each side '
-                            f'with val_ratio={val_ratio}')
-        meta = {'sources': about, **floor.meta()}
-        meta_file.write(json.dumps(meta, indent=1, ensure_ascii=False).encode())
+    if source == 'demo':
+        from parts import grammar
+        written = grammar.reviews(n_reviews, seed)
+        rows = ((text, rating, bits) for rating, text, bits in written)
+        yield from numbered('demo', rows)
+        return
+    files, report.others = source_files(source, revision)
+    for file in files:
+        yield from numbered(file, read_file(file, reader))
+    report.chosen = reader.chosen
 
 
-def split_source(name, batches, val_ratio, train_files, val_files, floor):
-    """Write the reviews of one source to the files of their sides. Returns (n_train, n_val)."""
+def numbered(file, rows):
+    first = 1
+    for batch in batches(rows, 5000):
+        yield file, first, batch
+        first += len(batch)
+
+
+LONG = 100_000  # characters from which on a text is worked on by itself
+
+
+def batches(items, size):
+    """Yield lists of `size` of the items, the last one shorter; a long text comes alone.
+
+    An item has its text first.
+    """
+    batch = []
+    for item in items:
+        text = item[0]
+        long = isinstance(text, str | bytes) and len(text) > LONG
+        if batch and (long or len(batch) == size):
+            yield batch
+            batch = []
+        batch.append(item)
+        if long:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+# what open, gzip, csv, json and pyarrow raise where a file is missing or damaged
+READING_ERRORS = (OSError, EOFError, ValueError, LookupError, NotImplementedError, RecursionError,
+                  csv.Error, zlib.error)
+
+
+def read_file(file, reader):
+    """Yield the rows (text, label) of a file. Raises UserError."""
+    n = 0
+    try:
+        for row in reader.rows(file):
+            yield row
+            n += 1
+    except UnicodeError:
+        raise UserError(explain_encoding(file, reader.encoding)) from None
+    except (UserError, *READING_ERRORS) as error:
+        where = f' after row {n:,}' if n else ''
+        raise UserError(f'{file} cannot be read{where}: {error}') from None
+
+
+def split_sources(sources, folder, val_ratio, labels, make_reader, **reading):
+    """Write every text to its side, and meta.json: all files or none. Returns a Report of each.
+
+    sources: {name: source}, as {'reviews': Path('data/reviews.csv')}. make_reader(): a Reader.
+    reading: the last arguments of read_source. Raises UserError.
+    """
     from tqdm import tqdm
-    n_train = 0
-    n_val = 0
-    with tqdm(desc=f'split {name}', unit=' reviews', mininterval=0.5, disable=None) as bar:
-        for train, val in map_ordered(partial(split_batch, val_ratio), batches):
-            for file in train_files:
-                file.write(train.lines)
-            for file in val_files:
-                file.write(val.lines)
-            floor.add(val)
-            n_train += len(train)
-            n_val += len(val)
-            bar.update(len(train) + len(val))
-    return n_train, n_val
+    reports = []
+    floor = Floor()
+    some_texts = set()  # to see whether there is more than one
+    with new_files(folder) as create:
+        shared = {side: TextFile(create(name)) for side, name in SIDES.items()}
+        for name, source in sources.items():
+            reader = make_reader(source)
+            report = Report(name, LICENCES.get(source, "the file's own"))
+            own = {side: create(f'{name}_{side}.txt') for side in SIDES}
+            rows = read_source(source, reader, report, **reading)
+            parts = map_ordered(split_rows, rows, reader.unit, val_ratio, labels)
+            with (
+                closing(parts),
+                tqdm(desc=f'split {name}', unit=' texts', mininterval=0.5, disable=None) as bar,
+            ):
+                for part in parts:
+                    for side in SIDES:
+                        own[side].write(part.lines[side])
+                        shared[side].write(part.lines[side])
+                    report.add(part)
+                    floor.add(part)
+                    some_texts.update(part.some_texts)
+                    bar.update(part.n_rows)
+            if source not in KNOWN_SOURCES:
+                labels.check_seen(name, report.ratings)
+            reports.append(report)
+        check_sides(reports, val_ratio, len(some_texts))
+        meta = {'sources': [report.meta() for report in reports]}
+        meta['unit'] = reader.unit
+        for side, file in shared.items():
+            meta |= file.meta(side)
+        create('meta.json').write(to_json(meta | floor.meta()))
+    return reports
 
 
-class Side:
-    """Reviews of one side, on their way to its files."""
+class Part:
+    """What split_rows makes of some rows."""
 
     def __init__(self):
-        self.lines = bytearray()  # rating<TAB>text of each review, in UTF-8
-        self.bits = []            # -log2 P(rating, text) of each, or None
-        self.n_chars = 0          # in all texts
+        self.lines = {side: bytearray() for side in SIDES}
+        self.n_rows = 0
+        self.n_texts = Counter()
+        self.ratings = Counter()
+        self.left_out = Counter()
+        self.val_chars = 0
+        self.val_bits = 0.0      # None where they are not known
+        self.some_texts = set()  # two different ones, if there are two
 
-    def __len__(self):
-        return len(self.bits)
+    def add(self, side, rating, text, bits):
+        self.lines[side] += text_line(rating, text)
+        self.n_texts[side] += 1
+        if len(self.some_texts) < 2:
+            self.some_texts.add(text)
+        if side == 'val':
+            self.val_chars += len(text)
+            known = bits and self.val_bits is not None
+            self.val_bits = self.val_bits + bits[0] if known else None
 
 
-def split_batch(val_ratio, batch):
-    """Clean the reviews of a batch of read_source and sort them: (train, val). Raises UserError."""
-    file, first, rows = batch
-    train = Side()
-    val = Side()
-    for n, (text, label, *more) in enumerate(rows, first):
-        rating = RATING_LABELS.get(str(label).strip())
-        if rating is None:
-            raise UserError(f'{file}, review {n}: the rating is {label!r}; '
-                            f'it must be {rating_help()} or empty')
-        text = clean(text) if isinstance(text, str) else ''
-        if not text:
+def split_rows(unit, val_ratio, labels, numbered_rows):
+    """Clean the rows of a batch of read_source and send each to its side: a Part. Raises UserError.
+    """
+    file, first, rows = numbered_rows
+    clean_text = cleaner(unit)
+    whole_file = unit == 'file' and file != 'demo' and file_type(file) in ('.txt', '.md')
+    part = Part()
+    for n, (text, label, *bits) in enumerate(rows, first):
+        part.n_rows += 1
+        reason = why_left_out(text)
+        text = '' if reason else clean_text(text)
+        seen = visible(text)
+        if not seen:
+            part.left_out[reason or 'empty'] += 1
             continue
-        content = text.encode()
-        side = val if in_validation(content, val_ratio) else train
-        label = '-' if rating == UNKNOWN else str(rating)
-        side.lines += b'%b\t%b\n' % (label.encode(), content)
-        side.bits.append(more[0] if more else None)
-        side.n_chars += len(text)
-    return train, val
+        try:
+            rating = labels.rating('' if label is None else label)
+        except UserError as error:
+            raise UserError(f'{file}, row {n:,}: {error}') from None
+        part.ratings[rating] += 1
+        if whole_file:
+            # pieces of one text cannot be shuffled between the sides: its end is validation
+            cut = int(len(text) * (1 - val_ratio))
+            if visible(text[:cut]):
+                part.add('train', rating, text[:cut], bits)
+            if visible(text[cut:]):
+                part.add('val', rating, text[cut:], bits)
+        else:
+            part.add('val' if in_validation(seen, val_ratio) else 'train', rating, text, bits)
+    return part
+
+
+def check_sides(reports, val_ratio, n_different):
+    """Raise UserError where a side has no text."""
+    n_texts = {side: sum(report.n_texts[side] for report in reports) for side in SIDES}
+    if all(n_texts.values()):
+        return
+    n = sum(n_texts.values())
+    if n_different == 1 and n > 1:
+        raise UserError(f'the source has {n:,} times the same text; it takes different ones to '
+                        f'have some on each side')
+    left_out = [report.left_out_words() for report in reports if report.left_out]
+    why = f' ({"; ".join(left_out)})' if left_out else ''
+    raise UserError(f'{n} texts are too few to have some on each side with '
+                    f'val_ratio={val_ratio}{why}')
+
+
+class TextFile:
+    """train.txt or validation.txt while it is written; keeps its size and checksum."""
+
+    def __init__(self, file):
+        self.file = file
+        self.n_bytes = 0
+        self.crc32 = 0
+
+    def write(self, line):
+        self.file.write(line)
+        self.n_bytes += len(line)
+        self.crc32 = zlib.crc32(line, self.crc32)
+
+    def meta(self, side):
+        return {f'{side}_txt_bytes': self.n_bytes, f'{side}_txt_crc32': self.crc32}
 
 
 class Floor:
-    """The fewest bits per character that any model can need for the validation reviews.
+    """The fewest bits per character that any model can need for the validation texts.
 
-    It is the mean of -log2 P(rating, text) over these very reviews; only the grammar that wrote
-    them knows P. The entropy of the grammar is the expectation of this mean over all samples.
+    It is the mean of -log2 P(rating, text) over these very texts; only the grammar that wrote them
+    knows P. The entropy of the grammar is the expectation of this mean over all samples.
     """
 
     def __init__(self):
         self.n_chars = 0
         self.bits = 0.0
-        self.known = True
 
-    def add(self, side):
-        self.n_chars += side.n_chars
-        for bits in side.bits:
-            if bits is None:
-                self.known = False
-            else:
-                self.bits += bits
+    def add(self, part):
+        self.n_chars += part.val_chars
+        known = self.bits is not None and part.val_bits is not None
+        self.bits = self.bits + part.val_bits if known else None
 
     def meta(self):
-        return {'floor_bits_per_char': self.bits / self.n_chars} if self.known else {}
+        return {} if self.bits is None else {'floor_bits_per_char': self.bits / self.n_chars}
+
+
+# --- a folder of texts ---
+
+@contextmanager
+def new_files(folder):
+    """Write files that appear in a folder together or not at all: create(name) opens one.
+
+    They are written into a folder of their own, flushed to the disk, then renamed. meta.json goes
+    first and comes last, so whoever finds it finds all that it speaks of. Ctrl-C waits for that.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in folder.glob('new.*.part'):  # of a process that was killed; no other is at work here
+        shutil.rmtree(part, ignore_errors=True)
+    part = Path(tempfile.mkdtemp(prefix='new.', suffix='.part', dir=folder))
+    opened = {}
+    try:
+        with ExitStack() as files:
+            def create(name):
+                opened[name] = files.enter_context(open(part / name, 'wb'))
+                return opened[name]
+
+            yield create
+            for file in opened.values():
+                file.flush()
+                os.fsync(file.fileno())  # the renames must not reach the disk before the bytes do
+        with signals_ignored():
+            (folder / 'meta.json').unlink(missing_ok=True)
+            for name in sorted(opened, key=is_meta):
+                os.replace(part / name, folder / name)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def is_meta(name):
+    return name == 'meta.json'
+
+
+@contextmanager
+def signals_ignored():
+    """Ctrl-C and SIGTERM do nothing in here."""
+    handlers = {number: signal.signal(number, signal.SIG_IGN)
+                for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def shortened(value):
+    words = repr(value)
+    return words if len(words) <= 60 else words[:60] + '…'
+
+
+def to_json(value):
+    return json.dumps(value, indent=1, ensure_ascii=False).encode()
+
+
+def read_texts_meta(folder):
+    """What a data folder's meta.json says of its texts, {} where there is none. Raises UserError.
+
+    Another person may have written it: only names that are known are taken, and only values of the
+    kind that they must have.
+    """
+    path = folder / 'meta.json'
+    if not path.exists():
+        return {}
+    kinds = {'sources': list, 'unit': str, 'floor_bits_per_char': float}
+    kinds |= {f'{side}_txt_{what}': int for side in SIDES for what in ('bytes', 'crc32')}
+    content = read_json(path)
+    meta = {name: content[name] for name in kinds if name in content}
+    for name, value in meta.items():
+        if type(value) is not kinds[name] or name == 'unit' and value not in UNITS:
+            raise UserError(f'{path}: {name} cannot be {shortened(value)}')
+    kinds = {'name': str, 'licence': str, 'train_reviews': int, 'val_reviews': int}
+    for source in meta.get('sources', []):
+        for name, kind in kinds.items():
+            value = source.get(name) if isinstance(source, dict) else None
+            # what is no text, or moves the cursor of a terminal, is not printed
+            if type(value) is not kind or kind is str and not value.isprintable():
+                raise UserError(f'{path}: {name} of a source cannot be {shortened(value)}')
+    return meta
+
+
+def file_crc32(path):
+    crc32 = 0
+    with open(path, 'rb') as file:
+        while block := file.read(1 << 20):
+            crc32 = zlib.crc32(block, crc32)
+    return crc32
+
+
+def texts_meta(folder):
+    """The sizes and checksums of train.txt and validation.txt, for the meta.json of their bins."""
+    meta = {}
+    for side, name in SIDES.items():
+        path = folder / name
+        meta[f'{side}_txt_bytes'] = path.stat().st_size
+        meta[f'{side}_txt_crc32'] = file_crc32(path)
+    return meta
+
+
+def check_texts(folder, meta, most_bytes=1 << 27):
+    """Raise UserError where the texts in a folder are no longer those of the bins.
+
+    meta: the meta.json of the bins. A text of more than most_bytes is compared by its size alone,
+    since a start must not take longer the longer the text is.
+    """
+    path = changed_text(folder, meta, most_bytes)
+    if path:
+        raise UserError(f'{path} is no longer the text that the ids were made of; '
+                        f'python prepare.py --data_dir={folder} makes them anew')
+
+
+def changed_text(folder, meta, most_bytes=1 << 27):
+    """The path of a text in a folder that is not what a meta.json says of it, None if none is."""
+    for side, name in SIDES.items():
+        path = folder / name
+        if f'{side}_txt_bytes' not in meta or not path.exists():
+            continue
+        n_bytes = path.stat().st_size
+        same = n_bytes == meta[f'{side}_txt_bytes']
+        if same and n_bytes <= most_bytes:
+            same = file_crc32(path) == meta.get(f'{side}_txt_crc32')
+        if not same:
+            return path
+    return None
+
+
+# --- what is not ours ---
+
+def text_names(sources):
+    """The files that prepare.py writes for sources of these names."""
+    own = [f'{name}_{side}.txt' for name in sources for side in SIDES]
+    return [*SIDES.values(), 'meta.json', *own]
+
+
+def refuse_to_overwrite(folder, names, sources):
+    """Raise UserError where writing files of these names would lose what somebody else wrote.
+
+    sources: files and folders that are read for them.
+    """
+    for source in sources:
+        if source.is_dir() and folder.resolve().is_relative_to(source.resolve()):
+            raise UserError(f'{folder} lies in {source}, and what is written there would be read '
+                            f'as one of its texts the next time; name another --output_dir')
+    ours = our_files(folder, names)
+    for name in names:
+        path = folder / name
+        if not path.exists():
+            continue
+        if any(source.samefile(path) for source in sources):
+            raise UserError(f'{path} would be written over while it is read; '
+                            f'name another --output_dir')
+        if name not in ours:
+            raise UserError(f'{path} is there, and prepare.py did not write it as it is; move it '
+                            f'away or name another --output_dir')
+
+
+def our_files(folder, names):
+    """Those of the names in a folder that prepare.py wrote, by the meta.json beside them."""
+    if not (folder / 'meta.json').exists() or (folder / 'model.safetensors').exists():
+        return []
+    meta = read_json(folder / 'meta.json')
+    if 'train_tokens' in meta:  # the meta.json of bins
+        return names
+    meta = read_texts_meta(folder)
+    if 'sources' not in meta:
+        return []
+    ours = text_names([source['name'] for source in meta['sources']])
+    changed = changed_text(folder, meta)
+    return [name for name in ours if changed is None or name != changed.name]
+
+
+# --- texts that somebody split ---
+
+def check_clean(folder, unit):
+    """Raise UserError where a line of a folder's texts is not as prepare.py would write it."""
+    clean_text = cleaner(unit)
+    for name in SIDES.values():
+        path = folder / name
+        for n, line in read_lines(path):
+            rating, text = parse_line(path, n, without_windows(line))
+            text = clean_text(text)
+            if not visible(text) or text_line(rating, text) != line:
+                raise UserError(f'{path}, line {n}: {shortened(text)} does not stand there as '
+                                f'prepare.py would write it (letters in NFD, two spaces, a BOM, '
+                                f'line ends of Windows, an empty text); with --output_dir=ANOTHER '
+                                f'a clean copy is made there')
+
+
+def without_windows(line):
+    """A line of a text file without what Windows puts around it: a BOM, a carriage return."""
+    return line.removeprefix('\ufeff'.encode()).rstrip(b'\r\n')
+
+
+def clean_copy(texts, folder, unit):
+    """Write train.txt and validation.txt of the folder texts, clean, into another folder, with what
+    its meta.json says of them. Returns [Report]. Raises UserError.
+    """
+    meta = read_texts_meta(texts)
+    licences = {source['licence'] for source in meta.get('sources', [])}
+    report = Report(texts.name, ', '.join(sorted(licences)) or "the file's own")
+    clean_text = cleaner(unit)
+    with new_files(folder) as create:
+        for side, name in SIDES.items():
+            file = TextFile(create(name))
+            path = texts / name
+            for n, line in read_lines(path):
+                report.n_rows += 1
+                rating, text = parse_line(path, n, without_windows(line))
+                text = clean_text(text)
+                if not visible(text):
+                    report.left_out['empty'] += 1
+                    continue
+                report.ratings[rating] += 1
+                report.n_texts[side] += 1
+                file.write(text_line(rating, text))
+            meta |= file.meta(side)
+        meta.setdefault('sources', [report.meta()])
+        create('meta.json').write(to_json(meta | {'unit': unit}))
+    return [report]
 
 
 # --- reading it again ---
@@ -343,20 +919,16 @@ def read_split(path, step=1):
 
     Raises UserError.
     """
-    for batch in read_lines(path, 1000, step):
-        yield from parse_lines(path, batch)
+    for n, line in read_lines(path, step):
+        yield parse_line(path, n, line)
 
 
-def read_lines(path, batch_size, step=1):
-    """Yield (their numbers, lines as bytes), batch_size at a time. Raises UserError."""
+def read_lines(path, step=1):
+    """Yield (number, line as bytes) of every step-th line. Raises UserError."""
     path = Path(path)
     try:
         with open(path, 'rb') as file:
-            first = 1
-            for lines in in_batches(islice(file, 0, None, step), batch_size):
-                end = first + step * len(lines)
-                yield range(first, end, step), lines
-                first = end
+            yield from zip(range(1, 1 << 62, step), islice(file, 0, None, step))
     except FileNotFoundError:
         folder = path.parent
         raise UserError(f'{folder} has no {path.name}; '
@@ -365,16 +937,170 @@ def read_lines(path, batch_size, step=1):
         raise UserError(f'{path} cannot be read: {error}') from None
 
 
-def parse_lines(path, batch):
-    """Yield (rating, text) of each line of a batch of read_lines. Raises UserError."""
-    for n, line in zip(*batch):
-        try:
-            label, tab, text = line.decode().rstrip('\n').partition('\t')
-        except UnicodeDecodeError as error:
-            raise UserError(f'{path}, line {n}: {error}') from None
-        rating = RATING_LABELS.get(label)
-        if not tab or rating is None:
-            known = ', '.join(map(str, range(len(RATINGS))))
-            raise UserError(f'{path}, line {n}: a line is rating<TAB>review, rating {known} or -; '
-                            f'--source= reads other forms')
-        yield rating, text
+def parse_line(path, n, line):
+    """(rating, text) of a line of train.txt or validation.txt. Raises UserError."""
+    try:
+        label, tab, text = line.decode().rstrip('\n').partition('\t')
+    except UnicodeDecodeError as error:
+        raise UserError(f'{path}, line {n}: {error}') from None
+    rating = RATING_DIGITS.get(label)
+    if not tab or rating is None:
+        known = ', '.join(map(str, range(len(RATINGS))))
+        raise UserError(f'{path}, line {n}: a line is rating<TAB>text, rating {known} or -; '
+                        f'--source= reads other forms')
+    return rating, unescape(text)
+
+
+# --- the stream ---
+#
+#   1<TAB>맛있었어요!             0<TAB>너무 짜요
+#   </s> <pos> ▁맛있었어요 !      </s> <neg> ▁너무 ▁짜 요      </s>
+#   2    4     560      3577    2    3     276  2009 3517   2
+#
+# `</s>` closes a text and opens the next. So after the last word the model learns to say that the
+# text is over, and after `</s>`, with nothing else in sight, to begin another: first its rating.
+
+
+class StreamWriter:
+    """Writes two files that grow together; also counts and keeps a checksum, for meta.json.
+
+    train.bin           (N,) uint16: `</s> <rating> ids… </s> <rating> ids… </s>`
+    train_offsets.bin   (R+1,) uint64: where the `</s>` of each of R texts is, and the last one
+    """
+
+    def __init__(self, bin_file, offsets_file):
+        self.bin_file = bin_file
+        self.offsets_file = offsets_file
+        self.n_texts = 0
+        self.n_ids = 0
+        self.largest_id = 0
+        self.crc32 = 0  # of train.bin
+
+    def append(self, ids, lengths):
+        """ids (N,): one text after the other. lengths (R,): of each of them."""
+        self.n_texts += len(lengths)
+        self.write(ids, lengths)
+
+    def close(self, eos):
+        """Write the `</s>` after the last text."""
+        self.write(np.array([eos]), np.array([1]))
+
+    def write(self, ids, lengths):
+        content = ids.astype('<u2').tobytes()
+        offsets = self.n_ids + np.cumsum(lengths) - lengths
+        self.bin_file.write(content)
+        self.offsets_file.write(offsets.astype('<u8').tobytes())
+        self.n_ids += len(ids)
+        self.largest_id = max(self.largest_id, int(ids.max()))
+        self.crc32 = zlib.crc32(content, self.crc32)
+
+
+def encode_file(vocab, path, stream, batch_size, chunk_size):
+    """Encode train.txt or validation.txt into the stream, on all cores. Raises UserError.
+
+    Returns (n_chars, n_fitting): the characters of all texts, and how many texts fit whole into a
+    row of chunk_size.
+    """
+    from tqdm import tqdm
+    n_chars = 0
+    n_fitting = 0
+    lines = ((line, n) for n, line in read_lines(path))
+    encoded = map_ordered(encode_lines, batches(lines, batch_size), vocab, path)
+    with (
+        closing(encoded),
+        tqdm(desc=f'encode {path.name}', unit=' texts', mininterval=0.5, disable=None) as bar,
+    ):
+        for ids, lengths, batch_chars in encoded:
+            stream.append(ids, lengths)
+            n_chars += batch_chars
+            n_fitting += int((lengths <= chunk_size).sum())
+            bar.update(len(lengths))
+    if stream.n_texts == 0:
+        raise UserError(f'{path} is empty')
+    stream.close(vocab.eos)
+    return n_chars, n_fitting
+
+
+def encode_lines(vocab, path, lines):
+    """R (line, number) → (ids of all (N,), lengths (R,), how many characters).
+
+    In front of the ids of each text come `</s>` and the id of its rating. Raises UserError.
+    """
+    texts = [parse_line(path, n, line) for line, n in lines]
+    if len(texts) == 1:
+        ids, lengths = encode_long(vocab, *texts[0])
+    else:
+        encoded = vocab.encode([text for _, text in texts])
+        parts = []
+        for (rating, _), ids in zip(texts, encoded):
+            parts.append((vocab.eos, vocab.start_ids[rating]))
+            parts.append(ids)
+        lengths = np.array([2 + len(ids) for ids in encoded])
+        ids = np.fromiter(chain.from_iterable(parts), np.uint16, count=lengths.sum())
+    return ids, lengths, sum(len(text) for _, text in texts)
+
+
+def encode_long(vocab, rating, text):
+    """(ids (N,), lengths (1,)) of one text, in pieces: as a Python list a novel's ids would take
+    gigabytes.
+    """
+    parts = [np.array([vocab.eos, vocab.start_ids[rating]], np.uint16)]
+    for piece in vocab.cut(text, LONG):
+        parts.append(np.array(vocab.encode([piece])[0], np.uint16))
+    ids = np.concatenate(parts)
+    return ids, np.array([len(ids)])
+
+
+# --- on all cores ---
+
+def map_ordered(function, items, *first):
+    """Yield function(*first, item) for every item, in order, computed by up to eight processes that
+    are never far ahead. Raises UserError.
+
+    Python's threads share one interpreter, so processes do the work. More than eight would wait for
+    the one that reads the items and writes the results.
+    """
+    n_processes = min(count_cores(), 8)
+    pool = ProcessPoolExecutor(n_processes, initializer=begin_worker, initargs=(function, first))
+    waiting = deque()
+    try:
+        for item in items:
+            with signals_ignored():  # a process that begins now ignores Ctrl-C from the start
+                waiting.append(pool.submit(work, item))
+            if len(waiting) > 2 * n_processes:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool:
+        sentence = 'a process ended before its work was done; is there enough memory?'
+        raise UserError(sentence) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def count_cores():
+    """How many cores this process may use."""
+    if hasattr(os, 'sched_getaffinity'):  # on Linux fewer than there are, in a container
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def begin_worker(function, first):
+    """The first words of a process: it ends with the one that started it, and not by Ctrl-C, which
+    a terminal sends to all of them.
+    """
+    global work_function
+    work_function = partial(function, *first)
+    gc.disable()  # a tenth of the time went into looking for cycles, and batches have none
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def end_with_parent():
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def work(item):
+    return work_function(item)

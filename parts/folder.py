@@ -75,7 +75,7 @@ def save_model(model, folder, meta=None, extra_files=None):
     """Write a model folder. extra_files: {name: bytes}, the vocabulary and the card.
 
     Each file appears whole or not at all, and the weights come last: where there are weights, all
-    the rest is there, too. Raises OSError, and UserError for a file that is none of FILES.
+    the rest is there, too. Raises UserError, also for a file that is none of FILES.
     """
     config = model.config
     eos, bos = config.eos, config.bos
@@ -197,24 +197,21 @@ def check_computation(path, theirs, config):
         only['num_key_value_heads'] = config.nhead
         only['head_dim'] = config.d_model // config.nhead
         only['sliding_window'] = config.chunk_size
+        only['layer_types'] = ['sliding_attention'] * config.n_layers
     for key, value in only.items():
-        found = theirs.get(key)
-        if found is not None and found != value:
-            raise UserError(f'{path}: {key} is {found!r}, and the model here computes '
-                            f'{value!r} alone')
-    plain_rope = {
-        'rope_type': 'default', 'type': 'default', 'rope_theta': config.rope_theta,
-        'partial_rotary_factor': 1.0,
-    }
-    for key in ('rope_parameters', 'rope_scaling'):
-        rope = theirs.get(key) or {}
-        if not isinstance(rope, dict) or not rope.items() <= plain_rope.items():
-            raise UserError(f'{path}: {key} is {rope!r}, and the model here computes '
-                            'plain rotary positions alone')
-    for layer_type in theirs.get('layer_types') or []:
-        if layer_type not in ('sliding_attention', 'full_attention'):
-            raise UserError(f'{path}: a layer is {layer_type!r}, and the model here computes '
-                            'attention in every layer')
+        refuse_other(path, key, theirs.get(key), value)
+    plain = {'rope_type': 'default', 'rope_theta': config.rope_theta}
+    for key in ('rope_parameters', 'rope_scaling'):            # settings of the rotary positions
+        rope = theirs.get(key)
+        if isinstance(rope, dict):
+            rope = {**plain, **rope}                           # either may be left out
+        refuse_other(path, key, rope, plain)
+
+
+def refuse_other(path, key, found, value):
+    """Raise UserError where a key of config.json is there and says something else than value."""
+    if found is not None and found != value:
+        raise UserError(f'{path}: {key} is {found!r}, and the model here computes {value!r} alone')
 
 
 def read_shapes(folder):
@@ -245,7 +242,7 @@ def read_weights(folder, names):
 def empty_model(folder, config, n_tensors):
     """The model of a config with shapes alone, n_tensors of weights to come. Raises UserError."""
     if config.n_layers > n_tensors:                            # a hostile 10**9 would take for ever
-        raise UserError(f'{folder}: config.json tells of {config.n_layers:,} layers, '
+        raise UserError(f'{folder}: config.json speaks of {config.n_layers:,} layers, '
                         f'model.safetensors holds only {n_tensors:,} tensors')
     try:
         with torch.device('meta'), NoInit():
@@ -274,22 +271,15 @@ def check_shapes(folder, model, found):
                             f'({shape} and {found.get(name)})')
 
 
-META_TYPES = {               # what others write into meta.json is checked before it is used
+META_TYPES = {               # of what is used: another person may have written meta.json
     'mode': str,
-    'data_dir': str,
-    'vocabulary': str,
-    'vocabulary_licence': str,
-    'base_model': str,
     'unit': str,
+    'data_dir': str,
     'vocab_size': int,
-    'eos': int,
-    'step': int,
-    'tokens': int,
-    'training_flops': (int, float),
-    'val_loss': (int, float),
-    'bits_per_char': (int, float),
-    'starts': dict,
+    'vocabulary_licence': str,
     'sources': list,
+    'bits_per_char': (int, float),
+    'training_flops': (int, float),
 }
 
 

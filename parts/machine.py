@@ -333,28 +333,26 @@ def worth_compiling(choice, n_flops, device):
     return n_flops >= PAYS_FROM.get(device.type, math.inf)
 
 
-def compile_and_check(model, loss_of, rows, dtype, device):
+def compile_and_check(model, plain_loss, compiled_loss, dtype, device):
     """Compile the model in place and compare a pass with the plain model's. Returns (compiled,
     dtype): how to go on.
 
-    loss_of() is the loss of a few rows, a list of tensors or None, called once for the plain model
-    and once for the compiled one, which later takes any number of rows. A
-    compiler's bug may show on one kind of processor alone, and a run would learn nothing for an
-    hour. So every gradient is held against the plain one. Where they differ, one line is printed
-    and the run goes on uncompiled; where the plain ones are not finite either, in float32.
+    plain_loss() and compiled_loss() make the same loss, the first before compiling, the second
+    after, in a batch of the run's shape. A compiler's bug may show on one kind of processor alone,
+    and a run would learn nothing for an hour. So every gradient is held against the plain one.
+    Where they differ, one line is printed and the run goes on uncompiled; where the plain ones are
+    not finite either, in float32.
     """
     # All buckets of gradients are sent after the backward pass. (Sent one by one, a pass would be
     # cut into several.)
     torch._dynamo.config.optimize_ddp = False
-    for tensor in rows:
-        if tensor is not None:
-            torch._dynamo.maybe_mark_dynamic(tensor, 0)
     torch._inductor.config.fallback_random = True  # dropout draws what it draws uncompiled
     with zeros_filled(model):
-        plain = gradients(model, loss_of)
+        plain = gradients(model, plain_loss)
         try:
             model.compile(dynamic=False)  # in place: the names of the parameters stay as they are
-            problem = difference(plain, gradients(model, loss_of), LARGEST_DIFFERENCE[dtype])
+            compiled = gradients(model, compiled_loss)
+            problem = difference(plain, compiled, LARGEST_DIFFERENCE[dtype])
         except Exception as error:  # whatever a compiler raises, the plain model is there
             problem = ' '.join(str(error).strip().splitlines()[:2]) or type(error).__name__
     if not on_any_rank(problem, device):
@@ -384,10 +382,10 @@ def zeros_filled(model):
         p.data.zero_()
 
 
-def gradients(model, loss_of):
+def gradients(model, make_loss):
     """{'the loss': …, 'the gradient of …': …} of one pass; they are cleared in the model."""
     torch.manual_seed(0)                                      # for dropout
-    loss = loss_of()
+    loss = make_loss()
     loss.backward()
     found = {'the loss': loss.detach().float()}
     for name, p in model.named_parameters():

@@ -13,39 +13,41 @@ from pathlib import Path
 
 import torch
 
+from parts.checkpoint import atomic_write
 from parts.corpus import RATING_NAMES
 from parts.errors import UserError
-from parts.checkpoint import atomic_write
+from parts.folder import language_of
+from parts.scoring import known_ratings
 from parts.vocabulary import Characters, SentencePiece
 
 TEMPLATE = Path(__file__).with_name('page.html')
-LARGEST = {'int8': 2 ** 7 - 1, 'int16': 2 ** 15 - 1}  # the largest number of each format
+LARGEST = 127              # the largest whole number of 8 bits
 
 
-def write_page(model, vocabulary, meta, path, weights='int8'):
+def write_page(model, vocabulary, meta, path):
     """Write the page of a decoder to path. Returns its size in bytes. Raises UserError.
 
-    weights: 'int8', 'int16' or 'float32', the format of the matrices in the page. 8 bits move the
-    logits a little and the bits per character next to nothing, see docs/LOG.md.
+    The matrices stand there in 8 bits. That moves the logits a little and the bits per character
+    next to nothing, see docs/LOG.md.
     """
     if model.config.arch != 'decoder':
         raise UserError('the page shows where attention looks, so '
                         'it takes a decoder, and this model has arch=ffn')
+    is_korean = language_of(meta) == 'ko'
     folder = {
         'about': describe(model, meta),
+        'beginning': '김치찌개가' if is_korean else '',
+        'lines': meta.get('unit', 'line') != 'line',           # a text may have several lines
         'config': asdict(model.config),
         'vocabulary': page_vocabulary(vocabulary),
-        'ratings': known_ratings(model, vocabulary),
-        'tensors': page_tensors(model, weights),
+        'ratings': page_ratings(model, vocabulary),
+        'tensors': page_tensors(model),
     }
     text = json.dumps(folder, ensure_ascii=False, separators=(',', ':'))
     text = text.replace('<', '\\u003c')  # no piece may end the script that holds it
     page = TEMPLATE.read_text('utf-8').replace('{{folder}}', text)
-    try:
-        with atomic_write(path) as file:
-            file.write(page)
-    except OSError as error:
-        raise UserError(f'the page cannot be written to {path} ({error.strerror})') from None
+    with atomic_write(path) as file:
+        file.write(page)
     return len(page.encode())
 
 
@@ -63,20 +65,20 @@ def describe(model, meta):
 
 # --- the weights ---
 
-def page_tensors(model, weights):
-    """{name: {dtype, shape, data, scale}} of every parameter. Raises UserError.
+def page_tensors(model):
+    """{name: {dtype, shape, data, scale}} of every parameter.
 
-    A row of data times its scale is a row of the parameter.
+    A row of data times its scale is a row of the parameter. The gains of the norms are few, and
+    stay as they are.
     """
     tensors = {}
     for name, parameter in model.named_parameters():
         weight = parameter.detach().float().cpu()
-        if not weight.isfinite().all():
-            raise UserError(f'{name} holds values that are not numbers; train the model again')
         scale = torch.ones(len(weight))
-        dtype = weights if weight.ndim == 2 else 'float32'    # the gains of the norms are few
-        if dtype != 'float32':
-            weight, scale = round_rows(weight, dtype)
+        dtype = 'float32'
+        if weight.ndim == 2:
+            weight, scale = round_rows(weight)
+            dtype = 'int8'
         tensors[name] = {
             'dtype': dtype,
             'shape': list(weight.shape),
@@ -86,13 +88,12 @@ def page_tensors(model, weights):
     return tensors
 
 
-def round_rows(weight, dtype):
-    """A matrix (O, I) → whole numbers (O, I) of this dtype, and the scale (O,) of each row."""
-    largest = LARGEST[dtype]
-    scale = weight.abs().amax(dim=1) / largest
+def round_rows(weight):
+    """A matrix (O, I) → whole numbers (O, I), int8, and the scale (O,) of each row."""
+    scale = weight.abs().amax(dim=1) / LARGEST
     scale[scale == 0] = 1.0                                   # a row of zeros
-    rounded = (weight / scale[:, None]).round()               # -largest … largest
-    return rounded.to(getattr(torch, dtype)), scale
+    rounded = (weight / scale[:, None]).round()               # -127 … 127
+    return rounded.to(torch.int8), scale
 
 
 def to_base64(tensor):
@@ -130,7 +131,7 @@ def sentencepiece_pieces(processor):
             pieces.append('')
         else:
             pieces.append(name)
-        labels.append(name.replace('▁', '␣'))
+        labels.append(visible(name))
     first_byte = processor.piece_to_id('<0x00>')
     return {'mode': 'tokenizer', 'pieces': pieces, 'labels': labels, 'first_byte': first_byte}
 
@@ -139,21 +140,23 @@ def character_pieces(characters):
     """characters: the control tokens, <unk>, then the characters, in the order of their ids."""
     unknown = characters.index('<unk>')
     pieces = [''] * unknown + ['\ufffd'] + characters[unknown + 1:]
-    labels = [character.replace(' ', '␣') for character in characters]
+    labels = [visible(character) for character in characters]
     return {'mode': 'manual', 'pieces': pieces, 'labels': labels, 'unknown': unknown}
 
 
-@torch.inference_mode()
-def known_ratings(model, vocabulary):
-    """[{n, start, name}] of the ratings that reviews had in training. A text is read under each.
+def visible(piece):
+    """A piece with signs for what would not be seen: ␣ for a space, ⏎ for a line break."""
+    return piece.replace('▁', '␣').replace(' ', '␣').replace('\n', '⏎')
 
-    They are those that may follow a lone `</s>`. Where no review was rated it is `<s>` alone.
+
+def page_ratings(model, vocabulary):
+    """[{n, start, name}] of the ratings that the model knows. A text is read under each.
+
+    Without ratings it is `<s>` alone, which has no name and is not shown.
     """
-    idx = torch.tensor([[vocabulary.eos]], device=model.lm_head.weight.device)
-    logits = model(idx)[0, -1, vocabulary.start_ids]          # (R + 1,)
-    prior = logits.float().softmax(dim=0).tolist()
-    names = [f'{korean} {english}' for english, korean in RATING_NAMES]
-    known = [n for n in range(len(names)) if prior[n] > 0.001]
-    names.append('평점 없음 unrated')
-    known = known or [len(names) - 1]
-    return [{'n': n, 'start': vocabulary.start_ids[n], 'name': names[n]} for n in known]
+    ratings = []
+    for n in known_ratings(model, vocabulary.eos, vocabulary.start_ids):
+        english, korean = RATING_NAMES[n]
+        start = vocabulary.start_ids[n]
+        ratings.append({'n': n, 'start': start, 'name': f'{korean} {english}'})
+    return ratings or [{'n': 0, 'start': vocabulary.start_ids[-1], 'name': ''}]

@@ -1,105 +1,354 @@
-"""Reviews as they stand in a .parquet .csv .tsv .jsonl .txt file, streamed.
+"""Texts as they stand in files, one row after the other.
 
-    .parquet .csv .tsv   a table     one of its columns is the text, one may be the rating
+    .parquet .csv .tsv   a table: one of its columns is the text, one may be the rating
     .jsonl               one JSON object a line, {"text": "…", "label": 1}
-    .txt                 one review a line, no ratings
+    .txt .md             plain text: a text is a line, a paragraph or the whole file
+
+Each of them may be packed, as mine.csv.gz. A row is (text, label) as the file has it: cleaning and
+counting come later, in corpus.py. What cannot be read is refused with the place where it stands.
 """
 import codecs
 import csv
+import gzip
+import io
 import json
-from itertools import repeat
+import re
 
 from parts.errors import UserError
 
-FILE_TYPES = ('.parquet', '.csv', '.tsv', '.jsonl', '.txt')
-TEXT_COLUMNS = ('Review', 'review', 'document', 'comments', 'text')  # the first that is there
-RATING_COLUMNS = ('Rating', 'rating', 'label')
+FILE_TYPES = ('.parquet', '.csv', '.tsv', '.jsonl', '.txt', '.md')
+UNITS = ('line', 'paragraph', 'file')
+TEXT_COLUMNS = ('review', 'document', 'comment', 'text')  # the first that is there
+RATING_COLUMNS = ('rating', 'label', 'sentiment', 'score', 'star')
 
 
-def read_rows(path, encoding):
-    """Yield (text, rating) of every row, as they stand in the file; rating None if it has none.
+class LeftOut:
+    """Stands in a row where a text would stand, and says why there is none."""
 
-    For all types but .parquet. Raises UserError, and what csv and json raise for a damaged file.
+    def __init__(self, reason):
+        self.reason = reason
+
+
+def file_type(path):
+    """'.csv' of mine.csv, Mine.CSV and mine.csv.gz; '' of a file that cannot be read."""
+    name = path.name.lower().removesuffix('.gz')
+    for suffix in FILE_TYPES:
+        if name.endswith(suffix):
+            return suffix
+    return ''
+
+
+class Reader:
+    """Reads the files of one source as a person asked for it, and remembers the columns it took.
+
+    encoding        of all types but .parquet
+    unit            what one text of a .txt is: 'line', 'paragraph' or 'file'
+    text_column     the name of a column; '': the first of TEXT_COLUMNS
+    rating_column   likewise, of RATING_COLUMNS; 'none': there are no ratings
     """
-    file_type = path.suffix.lower()
-    newline = '' if file_type == '.csv' else None  # csv: a quoted review may hold line breaks
-    with open(path, encoding=encoding, newline=newline) as file:
-        if file_type == '.txt':
-            yield from zip(file, repeat(None))
-        elif file_type == '.jsonl':
-            yield from read_json_lines(file)
+
+    def __init__(self, encoding='utf-8-sig', unit='line', text_column='', rating_column=''):
+        self.encoding = encoding
+        self.unit = unit
+        self.text_column = text_column
+        self.rating_column = rating_column
+        self.chosen = {}  # names of all columns → (text column, rating column or None)
+
+    def rows(self, path):
+        """Yield (text, label) of every row; label is None where the file has none.
+
+        A text that is no string, or a LeftOut in its place, is to be counted and left out. Raises
+        UserError, UnicodeError, and what csv, json, gzip and pyarrow raise for a damaged file.
+        """
+        suffix = file_type(path)
+        if suffix == '.parquet':
+            yield from self.parquet_rows(path)
+        elif suffix == '.jsonl':
+            yield from self.json_rows(path)
+        elif suffix in ('.csv', '.tsv'):
+            yield from self.table_rows(path, suffix)
         else:
-            yield from read_table(file, file_type)
+            yield from self.plain_rows(path)
+
+    def open(self, path, newline=None):
+        """Open a file for reading text, packed or not."""
+        opener = gzip.open if path.name.lower().endswith('.gz') else open
+        return opener(path, 'rt', encoding=self.encoding, newline=newline)
+
+    # --- columns ---
+
+    def choose_columns(self, names):
+        """(text column, rating column or None) among the names of all columns. Raises UserError."""
+        names = tuple(names)
+        if names not in self.chosen:
+            text = find_column(names, self.text_column, TEXT_COLUMNS, '--text_column')
+            if text is None:
+                raise UserError(f'its columns are {listed(names)}; --text_column= says which one '
+                                f'is the text (if these are no names of columns, the line with '
+                                f'the names is missing)')
+            rating = None
+            if self.rating_column != 'none':
+                rating = find_column(names, self.rating_column, RATING_COLUMNS, '--rating_column')
+            self.chosen[names] = (text, rating)
+        return self.chosen[names]
+
+    # --- plain text ---
+
+    def plain_rows(self, path):
+        with self.open(path) as file:
+            if self.unit == 'file':
+                yield file.read(), None
+            elif self.unit == 'paragraph':
+                yield from paragraphs(file)
+            else:
+                refuse_tables(self.open(path))
+                for line in file:
+                    yield line, None
+
+    # --- one JSON object a line ---
+
+    def json_rows(self, path):
+        with self.open(path) as file:
+            for n, line in enumerate(file, 1):
+                if not line.strip():
+                    yield LeftOut('empty'), None
+                    continue
+                try:
+                    row = json.loads(line)
+                except (ValueError, RecursionError) as error:
+                    raise UserError(f'line {n} is no JSON object ({error}); each line of a .jsonl '
+                                    f'is one, an array or a wrapped object is not') from None
+                if not isinstance(row, dict):
+                    raise UserError(f'line {n} is no JSON object; each line of a .jsonl is one, '
+                                    f'as {{"text": "…", "label": 1}}')
+                text, rating = self.choose_columns(row)
+                yield row[text], row.get(rating)
+
+    # --- tables ---
+
+    def parquet_rows(self, path, batch_size=5000):
+        import pyarrow.parquet  # slow to load, and most readers of this file never need it
+        packed = path.name.lower().endswith('.gz')
+        source = io.BytesIO(gzip.open(path).read()) if packed else path
+        with pyarrow.parquet.ParquetFile(source) as table:
+            text, rating = self.choose_columns(table.schema_arrow.names)
+            check_is_text(table.schema_arrow.field(text))
+            wanted = [text] if rating is None else [text, rating]
+            for batch in table.iter_batches(batch_size, columns=wanted):
+                labels = [None] * len(batch)
+                if rating is not None:
+                    labels = batch.column(rating).to_pylist()
+                yield from zip(batch.column(text).to_pylist(), labels)
+
+    def table_rows(self, path, suffix):
+        csv.field_size_limit(1 << 30)  # a text may be long
+        with self.open(path) as file:
+            first = file.readline()
+        excel = re.fullmatch(r'"?sep=(.)"?', first.strip())  # a first line that Excel writes
+        if excel:
+            delimiter = excel[1]
+        else:
+            likely = ('\t', ',', ';') if suffix == '.tsv' else (',', ';', '\t')
+            delimiter = max(likely, key=first.count)  # of equals the first
+        quoted = delimiter != '\t' or self.is_quoted(path)
+        lines = numbered_cells(self, path, delimiter, quoted)
+        if excel:
+            next(lines)
+        _, names = next(lines, (0, []))
+        header = bare(names)
+        if not header:
+            return
+        text, rating = self.choose_columns(header)
+        text_cell = header.index(text)
+        rating_cell = None if rating is None else header.index(rating)
+        for n, cells in lines:
+            if not any(cells):
+                yield LeftOut('empty'), None
+            elif len(cells) != len(header):
+                raise UserError(f'line {n} has {len(cells)} cells and the first line has '
+                                f'{len(header)}; a text with a {DELIMITERS.get(delimiter, "mark")} '
+                                f'or a line break in it must stand in quotes')
+            elif cells[text_cell].endswith(text) and bare(cells) == header:
+                yield LeftOut('the names of the columns again'), None
+            else:
+                yield cells[text_cell], None if rating is None else cells[rating_cell]
+
+    def is_quoted(self, path):
+        '''Whether the cells of a table parted by tabs are quoted, as pandas and Excel do it where
+        needed: "he said ""good""". In other files a quote is a quote, as in NSMC.
+
+        It is quoted if read so every row has the cells of the first, and read raw not every one; or
+        if both is the case, and no cell stands in quotes that it does not need.
+        '''
+        n_lines = 0
+        n_cells = 0
+        ragged = False
+        quotes = False
+        needless = False
+        for _, cells in numbered_cells(self, path, '\t', quoted=False):
+            if not any(cells):
+                continue
+            n_lines += 1
+            n_cells = n_cells or len(cells)
+            ragged = ragged or len(cells) != n_cells
+            for cell in cells:
+                if cell.startswith('"'):
+                    quotes = True
+                    needless = needless or not re.search('[",]', cell[1:-1])  # Excel minds commas
+            if n_lines == 1:
+                quotes_everywhere = quotes
+        if not quotes:
+            return False
+        n_rows = 0
+        try:
+            for _, cells in numbered_cells(self, path, '\t', quoted=True):
+                n_rows += any(cells)
+                if any(cells) and len(cells) != n_cells:
+                    return False
+        except csv.Error:
+            return False
+        return ragged or (n_rows == n_lines and (quotes_everywhere or not needless))
 
 
-def read_parquet(path, batch_size):
-    """Yield the rows of a .parquet file as ParquetRows of batch_size each.
-
-    Raises UserError, and what pyarrow raises for a damaged file.
-    """
-    import pyarrow.parquet  # slow to load, and most readers of this file never need it
-    with pyarrow.parquet.ParquetFile(path) as table:
-        text, rating = choose_columns(table.schema_arrow.names)
-        wanted = [text] if rating is None else [text, rating]
-        for batch in table.iter_batches(batch_size, columns=wanted):
-            ratings = None if rating is None else batch.column(rating)
-            yield ParquetRows(batch.column(text), ratings)
+DELIMITERS = {',': 'comma', ';': 'semicolon', '\t': 'tab'}
 
 
-class ParquetRows:
-    """Rows (text, rating) that become Python's strings only where somebody iterates over them.
-
-    That may be another process, which is good: it takes longer than all the rest of the reading.
-    """
-
-    def __init__(self, texts, ratings):
-        self.texts = texts      # pyarrow arrays; ratings may be None
-        self.ratings = ratings
-
-    def __len__(self):
-        return len(self.texts)
-
-    def __iter__(self):
-        ratings = repeat(None) if self.ratings is None else self.ratings.to_pylist()
-        return zip(self.texts.to_pylist(), ratings)
-
-
-def read_table(file, file_type):
-    csv.field_size_limit(1 << 30)  # a review may be long
-    if file_type == '.tsv':
-        rows = csv.DictReader(file, delimiter='\t', quoting=csv.QUOTE_NONE)  # a quote is a quote
-    else:
-        rows = csv.DictReader(file, strict=True)  # or an unclosed quote swallows the rest
-    if rows.fieldnames is None:  # an empty file
+def numbered_cells(reader, path, delimiter, quoted):
+    """Yield (number of the line, its cells) of a table. Raises csv.Error."""
+    if quoted:
+        with reader.open(path, newline='') as file:  # a quoted cell may hold line breaks
+            rows = csv.reader(file, delimiter=delimiter, strict=True)
+            for cells in rows:
+                yield rows.line_num, cells
         return
-    text, rating = choose_columns(rows.fieldnames)
-    for row in rows:
-        yield row[text], row.get(rating)
+    with reader.open(path, newline='\n') as file:
+        for n, line in enumerate(file, 1):
+            yield n, line.rstrip('\r\n').split(delimiter)
 
 
-def read_json_lines(file):
+def bare(names):
+    """The names of the columns without BOMs and spaces around them."""
+    return [name.strip('\ufeff ') for name in names]
+
+
+def plain(name):
+    """A column's name without case, spaces and plural: ' Labels' is 'label'."""
+    return str(name).strip('\ufeff ').lower().removesuffix('s')
+
+
+def find_column(names, wanted, usual, flag):
+    """The column that a person wants or, where nothing is said, the first of the usual ones that is
+    there; None if there is none. Raises UserError.
+    """
+    usual = [plain(wanted)] if wanted else usual
+    if wanted in names and names.count(wanted) == 1:
+        return wanted
+    for name in usual:
+        found = [column for column in names if plain(column) == name]
+        if len(found) > 1:
+            raise UserError(f'each of its columns {listed(found)} could be meant; {flag}= names '
+                            f'one, and if they have one name rename one')
+        if found:
+            return found[0]
+    if wanted:
+        raise UserError(f'it has no column {wanted!r}; its columns are {listed(names)}, of which '
+                        f'{flag}= takes one')
+    return None
+
+
+def listed(names):
+    """The names of columns in words: whatever is in them stays on one line and harms no terminal.
+    """
+    return ', '.join(repr(name)[:60] for name in names[:20]) or 'none'
+
+
+def check_is_text(field):
+    """Raise UserError where a column of a parquet table holds something else than text."""
+    import pyarrow
+    kind = field.type
+    if pyarrow.types.is_dictionary(kind):
+        kind = kind.value_type
+    if str(kind) not in ('string', 'large_string', 'string_view'):
+        raise UserError(f'its column {field.name!r} holds {field.type}, not text')
+
+
+# --- plain text ---
+
+def paragraphs(file):
+    """Yield (text, None) of each run of lines between blank ones."""
+    lines = []
     for line in file:
-        if not line.strip():
-            continue
-        row = json.loads(line)
-        text, rating = choose_columns(row if isinstance(row, dict) else ())
-        yield row[text], row.get(rating)
+        if line.replace('\ufeff', '').strip():
+            lines.append(line)
+        elif lines:
+            yield ''.join(lines).removesuffix('\n'), None
+            lines = []
+    if lines:
+        yield ''.join(lines).removesuffix('\n'), None
 
 
-def choose_columns(names):
-    """(text column, rating column or None) among the names of all columns. Raises UserError."""
-    text = next((name for name in TEXT_COLUMNS if name in names), None)
-    rating = next((name for name in RATING_COLUMNS if name in names), None)
-    if text is None:
-        there = ', '.join(map(str, names)) or 'none'
-        raise UserError(f'its columns are {there}; one of {", ".join(TEXT_COLUMNS)} is needed')
-    return text, rating
+def refuse_tables(file):
+    """Raise UserError where a plain text is a table, or JSON, by the looks of its first lines."""
+    with file:
+        lines = [line.rstrip('\n') for _, line in zip(range(100), file)]
+    if not lines:
+        return
+    advice = 'or, if it is plain text, --unit=file or --unit=paragraph reads it'
+    for delimiter, suffix in (('\t', '.tsv'), (',', '.csv'), (';', '.csv')):
+        names = [plain(cell) for cell in lines[0].split(delimiter)]
+        has_text = any(name in names for name in TEXT_COLUMNS)
+        has_rating = any(name in names for name in RATING_COLUMNS)
+        if has_text and (has_rating or delimiter == '\t') and len(names) > 1:
+            raise UserError(f'this is a table with the columns {lines[0]!r}; name it {suffix} '
+                            f'({advice})')
+    n_tabs = {line.count('\t') for line in lines if line.strip()}
+    if len(lines) > 1 and len(n_tabs) == 1 and n_tabs != {0}:
+        raise UserError(f'this is a table: each line has {n_tabs.pop() + 1} cells, parted by tabs; '
+                        f'name it .tsv, and write the names of the columns into a first line '
+                        f'({advice})')
+    if re.match(r'\s*\{\s*"', lines[0]):
+        raise UserError(f'this is JSON; name it .jsonl ({advice})')
 
 
-def guess_encoding(path):
-    """What a text file that is not in the expected encoding may be in, and what to do, in words."""
-    with open(path, 'rb') as file:
-        head = file.read(100_000)
+# --- encodings ---
+
+def explain_encoding(path, encoding):
+    """What is wrong with a text file that is not in this encoding, and what to do, in words."""
+    opener = gzip.open if path.name.lower().endswith('.gz') else open
+    named = encoding.removesuffix('-sig')
+    with opener(path, 'rb') as file:
+        head = file.read(1 << 20)
+    text = head.decode(named, errors='replace')
+    n_bad = text.count('\ufffd')
+    n_foreign = sum(not character.isascii() for character in text)
+    zeros = head.count(0) > len(head) // 100  # as in UTF-16
+    few_are_bad = n_bad * 10 < n_foreign or n_bad == 1 < n_foreign
+    if few_are_bad and not zeros and '16' not in named:
+        with opener(path, 'rb') as file:
+            return f'{path}{first_bad_byte(file, named)}'
+    return f'{path} is not {named}; {guess_encoding(head)}'
+
+
+def first_bad_byte(file, encoding):
+    """Where the first byte stands that the encoding cannot have, and what is before it."""
+    offset = 0
+    for n, line in enumerate(file, 1):
+        try:
+            line.decode(encoding)
+        except UnicodeDecodeError as error:
+            before = line[:error.start].decode(encoding, errors='replace')[-20:]
+            if error.end == len(line) and 'end of data' in error.reason:
+                return f', line {n}: it ends within a character, after {before!r}; is it whole?'
+            byte = line[error.start]
+            return (f', line {n}: after {before!r} stands the byte 0x{byte:02x} (byte '
+                    f'{offset + error.start:,} of the file), which is not {encoding}; mend it, or '
+                    f'drop all such bytes (iconv -c -f {encoding} -t {encoding})')
+        offset += len(line)
+    return f' is not {encoding}'
+
+
+def guess_encoding(head):
+    """What the beginning of a file may be in, and what to do, in words."""
     # in UTF-16 one byte of every space, digit and line end is zero: in big-endian the first
     many = len(head) // 100
     if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):

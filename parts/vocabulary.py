@@ -48,6 +48,12 @@ class Vocabulary:
         """A list of ids for each text; control ids are never among them."""
         raise NotImplementedError
 
+    def cut(self, text, length):
+        """A text as pieces of about this many characters whose ids, one after the other, are those
+        of the text.
+        """
+        return [text]
+
     def decode(self, ids):
         """The text of these ids. Control ids have none."""
         raise NotImplementedError
@@ -121,6 +127,17 @@ class SentencePiece(Vocabulary):
 
     def encode(self, texts):
         return self.processor.encode(texts)
+
+    def cut(self, text, length):
+        """At single spaces: no piece reaches across one, and the next text begins as if after one.
+        """
+        pieces = []
+        begin = 0
+        for space in re.finditer('(?<! ) (?=[^ ])', text):
+            if space.start() - begin >= length:
+                pieces.append(text[begin:space.start()])
+                begin = space.end()
+        return [*pieces, text[begin:]]
 
     def decode(self, ids):
         return self.processor.decode([int(i) for i in ids])
@@ -292,6 +309,9 @@ class Characters(Vocabulary):
     def encode(self, texts):
         return [[self.ids.get(character, self.unk) for character in text] for text in texts]
 
+    def cut(self, text, length):
+        return [text[k:k + length] for k in range(0, len(text), length)]
+
     def decode(self, ids):
         text = []
         for i in ids:
@@ -363,7 +383,8 @@ def find_vocabulary(model_name, revision=None):
             raise UserError(f"model_name='{model_name}' is no tokenizer.json, folder with a "
                             f'vocabulary, or Hub repository (owner/name)')
         file = hub_file(repository, 'tokenizer.json', named_revision or revision)
-        print0(f'{model_name}: licence: {LICENCES.get(repository, "see its page on the Hub")}')
+        print0(f'{model_name}: commit {file.parent.name[:7]}; '
+               f'licence: {LICENCES.get(repository, "see its page on the Hub")}')
     try:
         return HubTokenizer(file.read_bytes())
     except (OSError, UserError) as error:

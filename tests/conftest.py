@@ -210,3 +210,17 @@ def models(demo, tmp_path_factory):
             run('train.py', f'--data_dir={demo}', f'--out_dir={out / name}', *SMALL, *more)
 
     return once(tmp_path_factory, 'out', make)
+
+
+@pytest.fixture(scope='session')
+def songs(tmp_path_factory):
+    """A small trained model folder of English lines without ratings."""
+    def make(out):
+        lines = [f'line {n}: the {n % 7} little words of {n % 11} songs' for n in range(400)]
+        out.mkdir()
+        (out / 'songs.txt').write_text('\n'.join(lines))
+        data = f'{out}/data'
+        run('prepare.py', f'--source={out}/songs.txt', f'--output_dir={data}', '--vocab_size=300')
+        run('train.py', f'--data_dir={data}', f'--out_dir={out}/model', *SMALL)
+
+    return once(tmp_path_factory, 'songs', make) / 'model'

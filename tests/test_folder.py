@@ -5,25 +5,34 @@ import re
 import shutil
 import subprocess
 import sys
+import unicodedata
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import tokenizers
 import torch
 from conftest import SMALL, last_weights, random_model, run, same
-from test_hub import Hub
 
 from model import generate
-from parts.corpus import read_split
+from parts import folder as folder_module
+from parts.corpus import NotFound, read_split
 from parts.errors import UserError
-from parts.folder import check_flags, find_model_folder, load_model, open_model, save_model
+from parts.folder import (
+    MODEL_FLAGS,
+    base_model_folder,
+    find_model_folder,
+    load_model,
+    open_model,
+    save_model,
+)
 from parts.scoring import rating_log_probs
 from parts.vocabulary import load_vocabulary
 
 EOS = 0
+NO_FLAGS = SimpleNamespace(**{name: default for name, (default, _) in MODEL_FLAGS.items()})
 SMALL_BUT_WIDTH = [flag for flag in SMALL if 'd_model' not in flag]  # that comes with the model
 ODD_TEXTS = ['', 'ㅋㅋㅋ ㅠㅠ', '맛집 😀👍🏽', '漢字 鱻味', 'Pasta 12,000원', '두\n줄', '  두  칸',
-             '끝 ', '한글', '<pos></s>', '뷁쀍', '\u200f오른쪽', '𠮷野家']
+             '끝 ', '한글', '<pos></s>', '뷁쀍', '\u200f오른쪽', '𠮷野家', '\n\n']
 
 
 def random_rows(B, T):
@@ -43,17 +52,17 @@ def largest_difference(theirs, model, idx):
 
 
 def edit(file, **changes):
-    """Change keys of a JSON file."""
-    content = json.loads(file.read_text('utf-8'))
-    file.write_text(json.dumps({**content, **changes}), 'utf-8')
+    """Change keys of a JSON file; None removes one."""
+    content = {**json.loads(file.read_text('utf-8')), **changes}
+    content = {key: value for key, value in content.items() if value is not None}
+    file.write_text(json.dumps(content), 'utf-8')
 
 
 # --- written and read back ---
 
 @pytest.mark.parametrize('arch', ['decoder', 'ffn'])
-@pytest.mark.parametrize('tied', [False, True])
-def test_a_folder_gives_the_model_back(arch, tied, tmp_path):
-    model = random_model(arch, tied=tied, window=8)
+def test_a_folder_gives_the_model_back(arch, tmp_path):
+    model = random_model(arch, window=8, reads_ratings=True)
     save_model(model, tmp_path / 'm', {'data_dir': 'data/x'}, {'README.md': b'# m'})
     again, meta = load_model(tmp_path / 'm')
     assert again.config == model.config
@@ -62,17 +71,42 @@ def test_a_folder_gives_the_model_back(arch, tied, tmp_path):
     idx = random_rows(2, 9)
     assert torch.equal(again(idx), model(idx))
     assert all(p.requires_grad and not p.is_meta for p in again.parameters())
-    assert (again.lm_head.weight is again.model.embed_tokens.weight) == tied
 
 
-def test_flags_that_contradict_the_folder_are_refused():
+def test_a_folder_of_the_first_version_still_loads(tmp_path):
     model = random_model()
-    meta = {'mode': 'manual'}
-    check_flags(model, meta, {'arch': 'decoder', 'mode': 'manual', 'd_model': 32, 'd_ffn': 0})
-    with pytest.raises(UserError, match='--d_model=64, but the model has d_model=32'):
-        check_flags(model, meta, {'d_model': 64})
-    with pytest.raises(UserError, match='--mode=tokenizer, but the model has mode=manual'):
-        check_flags(model, meta, {'mode': 'tokenizer'})
+    save_model(model, tmp_path)
+    edit(tmp_path / 'config.json', reads_ratings=None, use_sliding_window=None, layer_types=None,
+         sliding_window=None, rope_parameters=None, max_window_layers=None)
+    again, _ = load_model(tmp_path)
+    idx = random_rows(2, 9)
+    assert torch.equal(again(idx), model(idx))
+
+
+@pytest.mark.parametrize('key, value', [
+    ('rope_scaling', {'rope_type': 'linear', 'factor': 2.0}),
+    ('rope_parameters', {'rope_type': 'yarn', 'factor': 4.0, 'rope_theta': 10000.0}),
+    ('rope_parameters', {'rope_type': 'default', 'rope_theta': 5e5}),
+    ('hidden_act', 'gelu'),
+    ('attention_bias', True),
+    ('tie_word_embeddings', True),
+    ('num_key_value_heads', 1),
+    ('head_dim', 8),
+    ('sliding_window', 4),
+    ('layer_types', ['linear_attention', 'full_attention']),
+    ('quantization_config', {'bits': 4}),
+])
+def test_what_the_model_does_not_compute_is_refused(key, value, tmp_path):
+    save_model(random_model(), tmp_path)
+    edit(tmp_path / 'config.json', **{key: value})
+    with pytest.raises(UserError, match='computes'):
+        load_model(tmp_path)
+
+
+def test_no_other_name_becomes_a_file(tmp_path):
+    with pytest.raises(UserError, match='no file of a model folder'):
+        save_model(random_model(), tmp_path / 'm', {}, {'../bashrc': b'harm'})
+    assert not (tmp_path / 'bashrc').exists()
 
 
 def test_the_newest_folder_is_found(tmp_path, monkeypatch):
@@ -95,17 +129,16 @@ def test_a_full_disk_leaves_the_folder_as_it_was(tmp_path, monkeypatch):
     def no_space(file):
         raise OSError(28, 'No space left on device')
     monkeypatch.setattr(os, 'fsync', no_space)
-    with pytest.raises(OSError, match='No space left'):
+    with pytest.raises(UserError, match='No space left'):
         save_model(random_model(), tmp_path / 'm', {'step': 2})
     assert {file.name: file.read_bytes() for file in (tmp_path / 'm').iterdir()} == before
 
 
 # --- Transformers ---
 
-@pytest.mark.parametrize('tied', [False, True])
-def test_transformers_reads_the_folder_unconverted(tied, tmp_path):
+def test_transformers_reads_the_folder_unconverted(tmp_path):
     transformers = pytest.importorskip('transformers')
-    model = random_model(tied=tied, chunk_size=128)
+    model = random_model(chunk_size=128)
     save_model(model, tmp_path)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path, dtype=torch.float32, attn_implementation='eager').eval()
@@ -118,67 +151,83 @@ def test_transformers_reads_the_folder_unconverted(tied, tmp_path):
     assert torch.equal(out[:, 5:], ours)
 
 
-def test_a_folder_transformers_wrote_is_read_too(tmp_path):
-    transformers = pytest.importorskip('transformers')
-    torch.manual_seed(0)
-    config = transformers.Qwen3Config(
-        vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=16, max_position_embeddings=64,
-        eos_token_id=0, bos_token_id=1, rope_theta=5e5, tie_word_embeddings=True,
-        initializer_range=0.3)
-    theirs = transformers.Qwen3ForCausalLM(config).eval()
-    theirs.save_pretrained(tmp_path)
-    model, meta = load_model(tmp_path)
-    assert meta == {}
-    assert largest_difference(theirs, model, random_rows(2, 30)) < 1e-4
-
-
 @pytest.mark.parametrize('name', ['decoder', 'manual'])
-def test_transformers_continues_as_we_do(name, models, demo):
+def test_transformers_spells_as_we_do(name, models, demo):
     transformers = pytest.importorskip('transformers')
-    model, _ = load_model(models / name)
     vocabulary = load_vocabulary(models / name)
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(models / name).eval()
     words = transformers.AutoTokenizer.from_pretrained(models / name)
-
-    texts = [text for _, text in read_split(demo / 'train.txt')] * 4
+    texts = [text for _, text in read_split(demo / 'train.txt')] * 4 + ODD_TEXTS
     encoded = words(texts, add_special_tokens=False)['input_ids']
     assert encoded == vocabulary.encode(texts)
-    odd = [words.encode(text, add_special_tokens=False) for text in ODD_TEXTS]
-    assert odd == vocabulary.encode(ODD_TEXTS)
-
-    generator = torch.Generator().manual_seed(0)
-    idx = torch.randint(6, vocabulary.size, (2, 64), generator=generator)
-    idx[:, 0] = vocabulary.eos
-    assert largest_difference(theirs, model, idx) < 1e-4
-
-    ids = vocabulary.encode(['점심에'])[0]
-    prompt = torch.tensor([[vocabulary.eos, vocabulary.rating_ids[1], *ids]])
-    ours = greedy(model, prompt, 100)
-    out = theirs.generate(prompt, max_new_tokens=100, do_sample=False)
-    assert torch.equal(out[:, prompt.shape[1]:], ours)
-    assert ours.shape[1] == 100 or ours[0, -1] == vocabulary.eos
+    decomposed = unicodedata.normalize('NFD', '김치찌개')      # as macOS writes it
+    assert words.encode(decomposed, add_special_tokens=False) == vocabulary.encode(['김치찌개'])[0]
 
 
-def test_the_card_tells_the_truth_and_its_example_runs(models):
-    pytest.importorskip('transformers')
-    folder = models / 'decoder'
+def test_a_folder_that_transformers_saved_again_gets_advice(models, tmp_path):
+    transformers = pytest.importorskip('transformers')
+    model = transformers.AutoModelForCausalLM.from_pretrained(models / 'decoder')
+    model.save_pretrained(tmp_path)
+    transformers.AutoTokenizer.from_pretrained(models / 'decoder').save_pretrained(tmp_path)
+    with pytest.raises(UserError, match='Transformers saved again.*copy') as error:
+        open_model(tmp_path, 'cpu', NO_FLAGS)
+    assert 'tokenizer.model' in str(error.value)
+    for file in ('meta.json', 'tokenizer.model'):
+        shutil.copy(models / 'decoder' / file, tmp_path)
+    again, _, _ = open_model(tmp_path, 'cpu', NO_FLAGS)
+    ours, _ = load_model(models / 'decoder')
+    idx = torch.arange(6, 40)[None]
+    assert torch.equal(again(idx), ours(idx))
+
+
+def run_example(folder, **changes):
+    """Run the example of a folder's card, with some words changed; its stdout."""
     card = (folder / 'README.md').read_text('utf-8')
-    meta = json.loads((folder / 'meta.json').read_text('utf-8'))
-    assert card.startswith('---\nlanguage: ko\nlicense: mit\n')
-    assert f'{meta["tokens"]:,} tokens' in card
-    assert f'{meta["bits_per_char"]:.4f} bits' in card
     example = re.search('```python\n(.*?)```', card, re.DOTALL)[1]
-    example = example.replace('max_new_tokens=100', 'max_new_tokens=5')
+    for old, new in changes.items():
+        assert old in example
+        example = example.replace(old, new)
     done = subprocess.run([sys.executable, '-c', example], cwd=folder, capture_output=True,
                           text=True, encoding='utf-8')
     assert done.returncode == 0, done.stderr[-1000:]
-    assert done.stdout.startswith('김치찌개가')
-    model, _ = load_model(folder)
-    vocabulary = load_vocabulary(folder)
-    texts = vocabulary.encode(['다시는 안 가요'])
-    shares = rating_log_probs(model, texts, vocabulary.rating_ids).exp()[0]
-    assert json.loads(done.stdout.splitlines()[-1]) == pytest.approx(shares.tolist(), rel=1e-3)
+    return done.stdout.splitlines()
+
+
+def test_the_card_s_example_writes_a_batch_and_rates_a_review_as_we_do(models):
+    pytest.importorskip('transformers')
+    folder = models / 'decoder'
+    first, second, shares = run_example(folder, max_new_tokens='max_length', **{
+        '100': '20', 'do_sample=True': 'do_sample=False'})
+    model, vocabulary = load_model(folder)[0], load_vocabulary(folder)
+    lengths = []
+    for text, written in (('김치찌개가', first), ('점심에 친구랑', second)):
+        ids = vocabulary.encode([text])[0]
+        lengths.append(len(ids))
+        prompt = torch.tensor([[vocabulary.eos, vocabulary.rating_ids[1], *ids]])
+        alone = greedy(model, prompt, 20)[0].tolist()
+        assert vocabulary.decode([*ids, *alone]).startswith(written)
+        assert len(written) > len(text)
+    assert lengths[0] != lengths[1], 'or nothing is padded'
+    ids = vocabulary.encode(['다시는 안 가요'])
+    expected = rating_log_probs(model, ids, vocabulary.rating_ids).exp()[0]
+    assert json.loads(shares) == pytest.approx(expected.tolist(), rel=1e-3)
+
+
+def test_the_card_says_what_the_model_is(models):
+    card = (models / 'decoder/README.md').read_text('utf-8')
+    meta = json.loads((models / 'decoder/meta.json').read_text('utf-8'))
+    assert card.startswith('---\nlanguage: ko\nlicense: mit\nlibrary_name: transformers\n---\n')
+    assert 'to write Korean reviews of a given rating' in card
+    assert f'{meta["tokens"]:,} tokens' in card
+    assert f'{meta["bits_per_char"]:.4f} bits' in card
+
+
+def test_the_card_of_texts_without_ratings_speaks_of_none(songs):
+    pytest.importorskip('transformers')
+    card = (songs / 'README.md').read_text('utf-8')
+    assert not re.search('rating|review|Korean|language', card)
+    assert '| songs |' in card
+    written = run_example(songs, **{'100': '5'})
+    assert len(written) == 2
 
 
 # --- fine-tuning ---
@@ -186,15 +235,15 @@ def test_the_card_tells_the_truth_and_its_example_runs(models):
 def test_a_model_is_fine_tuned_in_its_own_vocabulary_and_resumed(models, tmp_path):
     base, data, tuned = tmp_path / 'base', tmp_path / 'data', tmp_path / 'tuned'
     shutil.copytree(models / 'decoder', base)
-    about = json.loads((base / 'meta.json').read_text('utf-8'))
-    about['sources'][0].update(name='kr3', licence='CC BY-NC-SA 4.0')
-    edit(base / 'meta.json', sources=about['sources'])
+    meta = json.loads((base / 'meta.json').read_text('utf-8'))
+    meta['sources'][0].update(name='kr3', licence='CC BY-NC-SA 4.0')
+    edit(base / 'meta.json', sources=meta['sources'])
     run('prepare.py', '--source=demo', '--seed=7', '--n_reviews=500', f'--model_name={base}',
         f'--output_dir={data}')
     said = run('train.py', f'--data_dir={data}', *SMALL_BUT_WIDTH, '--lr=1e-3', '--dropout=0.1',
                '--eval_interval=5', f'--init_from={base}', f'--out_dir={tuned}').stdout
     losses = [float(loss) for loss in re.findall(r'validation (\d+\.\d+)', said)]
-    assert max(losses) < 1.1 * about['val_loss'], 'it goes on from where the first model stood'
+    assert max(losses) < 1.1 * meta['val_loss'], 'it goes on from where the first model stood'
     assert losses[-1] < losses[0]
     assert load_model(tuned)[0].config.d_model == 64
     card = (tuned / 'README.md').read_text('utf-8')
@@ -207,54 +256,46 @@ def test_a_model_is_fine_tuned_in_its_own_vocabulary_and_resumed(models, tmp_pat
     shutil.copy(tuned / 'state.before.pt', again / 'state.pt')
     run('train.py', '--init_from=resume', f'--out_dir={again}')
     assert same(last_weights(tuned), last_weights(again))
-    if (again / 'README.md').exists():                        # written where the loss improved
-        assert 'CC BY-NC-SA' in (again / 'README.md').read_text('utf-8')
 
 
-def hub_tokenizer():
-    """A byte-level tokenizer that knows nothing of ratings."""
-    byte_level = tokenizers.pre_tokenizers.ByteLevel
-    words = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token=None))
-    words.pre_tokenizer = byte_level(add_prefix_space=False)
-    words.decoder = tokenizers.decoders.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=400, special_tokens=['<|endoftext|>'], initial_alphabet=byte_level.alphabet(),
-        show_progress=False)
-    words.train_from_iterator(['맛있어요 국물이 진짜 좋았어요'] * 9, trainer)
-    return words
+def test_another_vocabulary_is_refused_with_a_command_that_can_be_pasted(models, demo, tmp_path):
+    base = tmp_path / 'my model'
+    shutil.copytree(models / 'decoder', base)
+    run('prepare.py', '--source=demo', '--seed=7', '--n_reviews=500', '--vocab_size=590',
+        f'--output_dir={tmp_path / "data"}')
+    said = run('train.py', f'--data_dir={tmp_path / "data"}', f'--init_from={base}',
+               f'--out_dir={tmp_path / "tuned"}', *SMALL_BUT_WIDTH, ok=False).stderr
+    assert f"--model_name='{base}'" in said
 
 
-def test_a_qwen3_checkpoint_of_the_hub_gets_ratings_and_is_tuned(tmp_path):
-    """Shared key-value heads, a head size of its own, tied, bfloat16, and no ratings."""
-    transformers = pytest.importorskip('transformers')
-    words = hub_tokenizer()
-    config = transformers.Qwen3Config(
-        vocab_size=words.get_vocab_size(), hidden_size=32, intermediate_size=48,
-        num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
-        max_position_embeddings=4096, rope_theta=1e6, tie_word_embeddings=True,
-        dtype=torch.bfloat16)
-    theirs, data, tuned = tmp_path / 'theirs', tmp_path / 'data', tmp_path / 'tuned'
-    transformers.Qwen3ForCausalLM(config).to(torch.bfloat16).save_pretrained(theirs)
-    hub = Hub()
-    for file in ('config.json', 'model.safetensors'):
-        hub.answers[f'/some/one/resolve/main/{file}'] = [(theirs / file).read_bytes()]
-    hub.answers['/some/one/resolve/main/tokenizer.json'] = [words.to_str().encode()]
-    env = {'HF_ENDPOINT': hub.url}
-    run('prepare.py', '--source=demo', '--n_reviews=300', '--model_name=some/one',
-        f'--output_dir={data}', cwd=tmp_path, env=env)
-    run('train.py', f'--data_dir={data}', '--init_from=some/one', f'--out_dir={tuned}',
-        '--n_tokens=0.02', *SMALL_BUT_WIDTH, cwd=tmp_path, env=env, nproc=2)
-    hub.stop()
+def test_a_model_of_the_hub_comes_from_one_commit(models, monkeypatch):
+    asked = []
 
-    model, meta = load_model(tuned)
-    c = model.config
-    assert c.vocab_size == words.get_vocab_size() + 4         # <s> and three ratings
-    assert (c.nkv, c.head_dim, c.rope_theta, c.tied, c.chunk_size) == (2, 16, 1e6, True, 64)
-    assert {source['licence'] for source in meta['sources']} == {'its own', 'MIT'}
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(tuned)
-    assert largest_difference(loaded, model, torch.arange(64)[None] + 1) < 1e-4
-    said = run('sample.py', f'--model_path={tuned}', '--prompt=국물', '--max_token=5').stdout
-    assert said.split('] ')[1].startswith('국물')
+    def hub_file(repository, file, revision=None):
+        asked.append((repository, file, revision))
+        return models / 'decoder' / file
+    monkeypatch.setattr(folder_module, 'hub_file', hub_file)
+    assert base_model_folder('some/one@v2') == models / 'decoder'
+    assert {repository for repository, _, _ in asked} == {'some/one'}
+    assert {revision for _, file, revision in asked if file == 'meta.json'} == {'v2'}
+    others = {(file, revision) for _, file, revision in asked if file != 'meta.json'}
+    commit = 'decoder'                                        # the name of the folder
+    assert others == {(file, commit) for file in
+                      ('config.json', 'tokenizer.json', 'model.safetensors')}
+
+
+def test_a_download_that_fails_is_no_model_of_somebody_else(monkeypatch):
+    def broken(repository, file, revision=None):
+        raise UserError('the connection broke')
+    monkeypatch.setattr(folder_module, 'hub_file', broken)
+    with pytest.raises(UserError, match='^the connection broke$'):
+        base_model_folder('some/one')
+
+    def missing(repository, file, revision=None):
+        raise NotFound(f'{file} is not there')
+    monkeypatch.setattr(folder_module, 'hub_file', missing)
+    with pytest.raises(UserError, match='some/one is no model of this project: meta.json'):
+        base_model_folder('some/one')
 
 
 # --- damaged and hostile folders ---
@@ -300,6 +341,13 @@ def put_text(file, text):
     return harm
 
 
+def put_nan(folder):
+    from safetensors.torch import load_file, save_file
+    weights = load_file(folder / 'model.safetensors')
+    weights['lm_head.weight'][3, 4] = float('nan')
+    save_file(weights, folder / 'model.safetensors')
+
+
 def remove(file):
     """The harm that removes a file of a folder."""
     def harm(folder):
@@ -315,7 +363,8 @@ HARMS = {                  # what is done to a folder, and words of the sentence
     'no vocabulary': (remove('tokenizer.model'), 'no vocabulary'),
     'no JSON': (put_text('config.json', '{'), 'cannot be read'),
     'no object': (put_text('meta.json', '[1]'), 'does not hold a JSON object'),
-    'shape': (set_keys('config.json', hidden_size=128, head_dim=128), 'disagree'),
+    'no number': (put_nan, 'lm_head.weight holds values that are not numbers'),
+    'shape': (set_keys('config.json', intermediate_size=128), 'disagree'),
     'type': (set_keys('config.json', model_type='llama', auto_map={'AutoModel': 'evil.Evil'}),
              'architectures known here'),
     'list': (set_keys('config.json', model_type=['qwen3']), 'architectures known here'),
@@ -324,7 +373,12 @@ HARMS = {                  # what is done to a folder, and words of the sentence
     'layers': (set_keys('config.json', num_hidden_layers=10**9), '1,000,000,000 layers'),
     'elsewhere': (set_keys('meta.json', vocabulary='../../etc/passwd'), 'no vocabulary'),
     'ids': (set_keys('meta.json', vocab_size=9999), '9,999 ids'),
-    'many': (set_keys('meta.json', vocab_size='many'), 'not a whole number'),
+    'many': (set_keys('meta.json', vocab_size='many'), "vocab_size is 'many'"),
+    'bits': (set_keys('meta.json', bits_per_char='few'), "bits_per_char is 'few'"),
+    'source': (set_keys('meta.json', sources=['kr3']), 'no source'),
+    'eos': (set_keys('config.json', eos_token_id=5), '</s> is'),
+    'beyond': (set_keys('config.json', eos_token_id=10**6), 'beyond vocab_size'),
+    'theta': (set_keys('config.json', rope_theta=0), 'rope_theta is 0'),
     'noise': (put_noise, 'no vocabulary'),
     'longer': (put_longer_vocabulary, '1,005 ids'),
 }
@@ -341,7 +395,7 @@ def test_a_harmed_folder_is_a_sentence_and_nothing_of_it_runs(harm, told, models
     harmed_copy(harm, models, tmp_path / 'm')
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as error:
-        open_model(tmp_path / 'm', 'cpu', {})
+        open_model(tmp_path / 'm', 'cpu', NO_FLAGS)
     sentence = str(error.value)
     assert told in sentence
     assert str(tmp_path / 'm') in sentence

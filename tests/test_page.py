@@ -1,21 +1,20 @@
 """The page in headless Chromium: its numbers against Python's, and a visit as a person pays."""
-import base64
 import copy
 import json
 import random
 import shutil
-import socket
-import subprocess
 import time
-import urllib.error
-import urllib.request
 from itertools import islice
 
 import pytest
 import torch
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
 
 from model import Config, build, generate
-from parts.corpus import clean, read_split
+from parts.corpus import cleaner, read_split
 from parts.errors import UserError
 from parts.folder import load_model
 from parts.page import round_rows, write_page
@@ -29,123 +28,63 @@ needs_chromium = pytest.mark.skipif(
 
 TEXTS = [
     '김치찌개가 정말 맛있었어요.',
-    '별로였음',
     '',
     'ㅋㅋㅋㅋ 대박',
-    '서비스가 너무 불친절했고 양도 적었습니다ㅠㅠ',
     '🍜 라면 👍🏽',
     '<script>alert("1")</script>',
-    """It's 100% "OK" & more""",
     '뷁 쀍 龍',
     '아 ' * 20,
 ]
 
 
-# --- a browser, driven through WebDriver ---
+# --- a browser ---
 
 class Browser:
-    """Chromium without a window. Each command is an HTTP request to chromedriver (WebDriver)."""
+    """Chromium without a window, driven by selenium."""
 
-    def __init__(self):
-        with socket.socket() as free:
-            free.bind(('127.0.0.1', 0))
-            port = free.getsockname()[1]
-        self.address = f'http://127.0.0.1:{port}'
-        self.http = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        self.session = None
-        command = ['chromedriver', f'--port={port}']
-        self.driver = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-
-    def start(self, profile):
-        """Open a window, with an empty folder for what Chromium remembers."""
-        self.wait_for_driver()
-        flags = ['--headless', '--no-sandbox', '--disable-gpu', '--no-first-run', '--disable-sync',
-                 '--disable-background-networking', '--disable-component-update',
-                 '--window-size=1200,1250', f'--user-data-dir={profile}']
-        options = {'args': flags, 'binary': next(path for path in CHROMIUM if path)}
-        wanted = {'goog:chromeOptions': options, 'goog:loggingPrefs': {'browser': 'ALL'}}
-        session = self.send('/session', capabilities={'alwaysMatch': wanted})
-        self.session = f'/session/{session["sessionId"]}'
-
-    def wait_for_driver(self):
-        for _ in range(200):
-            try:
-                self.http.open(f'{self.address}/status').close()
-                return
-            except OSError:
-                time.sleep(0.05)
-        pytest.fail('chromedriver does not answer')
-
-    def send(self, path, method='POST', **body):
-        """What chromedriver answers to a command. An error of the page's script fails the test."""
-        data = json.dumps(body).encode() if method == 'POST' else None
-        request = urllib.request.Request(self.address + path, data, method=method)
-        try:
-            with self.http.open(request, timeout=60) as answer:
-                return json.load(answer)['value']
-        except urllib.error.HTTPError as error:
-            pytest.fail(json.load(error)['value']['message'])
-
-    def open(self, path):
-        self.send(f'{self.session}/url', url=path.as_uri())
+    def __init__(self, profile):
+        options = webdriver.ChromeOptions()
+        options.binary_location = next(path for path in CHROMIUM if path)
+        for flag in ('--headless', '--no-sandbox', '--disable-gpu', '--no-first-run',
+                     '--window-size=1200,1250', f'--user-data-dir={profile}'):
+            options.add_argument(flag)
+        options.set_capability('goog:loggingPrefs', {'browser': 'ALL'})
+        service = webdriver.ChromeService(shutil.which('chromedriver'))
+        self.driver = webdriver.Chrome(options, service)
 
     def run(self, script, *args):
         """Run JavaScript in the page; what it returns."""
-        return self.send(f'{self.session}/execute/sync', script=script, args=list(args))
+        return self.driver.execute_script(script, *args)
 
     def wait(self, condition):
         """Wait until this JavaScript expression is true."""
-        for _ in range(400):
-            if self.run(f'return Boolean({condition})'):
-                return
-            time.sleep(0.05)
-        pytest.fail(f'20 seconds, and not yet: {condition}')
+        waiting = WebDriverWait(self.driver, 20, poll_frequency=0.05)
+        waiting.until(lambda driver: driver.execute_script(f'return Boolean({condition})'),
+                      f'20 seconds, and not yet: {condition}')
 
     def find(self, selector):
-        found = self.send(f'{self.session}/element', using='css selector', value=selector)
-        return f'{self.session}/element/{next(iter(found.values()))}'
-
-    def click(self, selector):
-        self.send(f'{self.find(selector)}/click')
+        return self.driver.find_element(By.CSS_SELECTOR, selector)
 
     def type(self, selector, text):
-        self.send(f'{self.find(selector)}/clear')
-        self.send(f'{self.find(selector)}/value', text=text)
+        self.find(selector).clear()
+        self.find(selector).send_keys(text)
 
     def press(self, key):
-        strokes = [{'type': 'keyDown', 'value': key}, {'type': 'keyUp', 'value': key}]
-        device = {'type': 'key', 'id': 'keys', 'actions': strokes}
-        self.send(f'{self.session}/actions', actions=[device])
+        webdriver.ActionChains(self.driver).send_keys(key).perform()
 
     def point_at(self, selector):
-        element = {'element-6066-11e4-a52e-4f735466cecf': self.find(selector).rpartition('/')[2]}
-        move = {'type': 'pointerMove', 'origin': element, 'x': 0, 'y': 0}
-        device = {'type': 'pointer', 'id': 'mouse', 'actions': [move]}
-        self.send(f'{self.session}/actions', actions=[device])
+        webdriver.ActionChains(self.driver).move_to_element(self.find(selector)).perform()
 
     def complaints(self):
         """What the page has written to the console since last asked: errors, refused requests."""
-        lines = self.send(f'{self.session}/se/log', type='browser')
-        return [line['message'] for line in lines]
-
-    def save_screenshot(self, path):
-        path.write_bytes(base64.b64decode(self.send(f'{self.session}/screenshot', method='GET')))
-
-    def close(self):
-        if self.session:
-            self.send(self.session, method='DELETE')
-        self.driver.terminate()
-        self.driver.wait()
+        return [line['message'] for line in self.driver.get_log('browser')]
 
 
 @pytest.fixture(scope='module')
 def browser(tmp_path_factory):
-    browser = Browser()
-    try:
-        browser.start(tmp_path_factory.mktemp('profile'))
-        yield browser
-    finally:
-        browser.close()
+    browser = Browser(tmp_path_factory.mktemp('profile'))
+    yield browser
+    browser.driver.quit()
 
 
 @pytest.fixture(scope='module')
@@ -154,21 +93,21 @@ def decoder(models):
     return model, meta, load_vocabulary(models / 'decoder')
 
 
-def open_page(browser, path, model, meta, vocabulary, **how):
+def open_page(browser, path, model, meta, vocabulary):
     """Write the page and open it; it has then read the beginning that stands in it."""
-    write_page(model, vocabulary, meta, path, **how)
-    browser.open(path)
-    browser.wait("$('verdict').textContent")
+    write_page(model, vocabulary, meta, path)
+    browser.driver.get(path.as_uri())
+    browser.wait("tokens.length > 1 && tokens.at(-1).written === clean($('prompt').value)")
     assert browser.complaints() == []
 
 
-def rounded(model, dtype):
+def rounded(model):
     """The model with the weights that stand in its page."""
     model = copy.deepcopy(model)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 2:
-                rows, scale = round_rows(parameter, dtype)
+                rows, scale = round_rows(parameter)
                 parameter.copy_(rows * scale[:, None])
     return model
 
@@ -196,71 +135,55 @@ def largest_difference(browser, model, vocabulary):
 # --- the numbers ---
 
 @needs_chromium
-def test_logits_are_those_of_the_model(browser, decoder, tmp_path):
-    model, meta, vocabulary = decoder
-    open_page(browser, tmp_path / 'page.html', model, meta, vocabulary, weights='float32')
-    assert largest_difference(browser, model, vocabulary) < 1e-4
-
-
-@needs_chromium
-def test_logits_in_16_bits_are_nearly_those_of_the_model(browser, decoder, tmp_path):
-    model, meta, vocabulary = decoder
-    open_page(browser, tmp_path / 'page.html', model, meta, vocabulary, weights='int16')
-    assert largest_difference(browser, model, vocabulary) < 1e-2
-
-
-@needs_chromium
-def test_logits_in_8_bits_are_those_of_the_rounded_model(browser, decoder, tmp_path):
+def test_logits_are_those_of_the_rounded_model(browser, decoder, tmp_path):
     model, meta, vocabulary = decoder
     open_page(browser, tmp_path / 'page.html', model, meta, vocabulary)
-    assert largest_difference(browser, rounded(model, 'int8'), vocabulary) < 1e-4
+    assert largest_difference(browser, rounded(model), vocabulary) < 1e-4
+
+
+@needs_chromium
+def test_a_window_shorter_than_the_text(browser, decoder, tmp_path):
+    _, meta, vocabulary = decoder
+    torch.manual_seed(0)
+    config = Config(vocabulary.size, d_model=32, d_ffn=48, n_layers=2, nhead=4, chunk_size=5,
+                    eos=vocabulary.eos, bos=vocabulary.start_ids[-1])
+    model = build(config).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    open_page(browser, tmp_path / 'page.html', model, meta, vocabulary)
+    assert largest_difference(browser, rounded(model), vocabulary) < 1e-4
 
 
 def test_8_bits_cost_next_to_nothing(decoder, demo):
     model, _, vocabulary = decoder
-    reviews = list(islice(read_split(demo / 'validation.txt'), 100))
-    ids = vocabulary.encode([text for _, text in reviews])
+    texts = list(islice(read_split(demo / 'validation.txt'), 100))
+    ids = vocabulary.encode([text for _, text in texts])
     framed = [[vocabulary.eos, vocabulary.rating_ids[rating], *row, vocabulary.eos]
-              for (rating, _), row in zip(reviews, ids)]
-    exact, in_8_bits = (sum(nats.sum() for nats, _ in surprise(m, framed))
-                        for m in (model, rounded(model, 'int8')))
+              for (rating, _), row in zip(texts, ids)]
+    exact = sum(nats.sum() for nats, _ in surprise(model, framed))
+    in_8_bits = sum(nats.sum() for nats, _ in surprise(rounded(model), framed))
     assert abs(in_8_bits / exact - 1) < 0.01
 
 
 @needs_chromium
-def test_shared_keys_tied_weights_and_a_window_shorter_than_the_text(browser, decoder, tmp_path):
-    _, meta, vocabulary = decoder
-    torch.manual_seed(0)
-    config = Config(vocabulary.size, d_model=32, d_ffn=48, n_layers=2, nhead=4, nkv=2, head_dim=6,
-                    chunk_size=5, tied=True, eos=vocabulary.eos, bos=vocabulary.start_ids[-1])
-    model = build(config).eval()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    open_page(browser, tmp_path / 'page.html', model, meta, vocabulary, weights='float32')
-    assert largest_difference(browser, model, vocabulary) < 1e-4
-
-
-@needs_chromium
-@pytest.mark.parametrize('rating', [0, 1, 2])
-def test_the_likeliest_continuation_is_that_of_python(browser, decoder, tmp_path, rating):
+def test_the_likeliest_continuation_is_that_of_python(browser, decoder, tmp_path):
     model, meta, vocabulary = decoder
     open_page(browser, tmp_path / 'page.html', model, meta, vocabulary)
     ours = browser.run("""
-        const [rating, eos] = arguments;
-        vocabulary.banned.push(eos);    // so that there are 50 tokens, and not one review
+        vocabulary.banned.push(eos);    // so that there are 50 tokens, and not one text
         $('temperature').value = 0;
-        mine = rating;
+        mine = 0;
         const written = [];
         while (written.length < 50) {
           written.push(draw(may_follow(tokens.at(-1).views[mine].probs)));
           read(written.at(-1));
         }
         return written;
-    """, rating, vocabulary.eos)
+    """)
     beginning = vocabulary.encode(['김치찌개가'])[0]
-    idx = torch.tensor([[vocabulary.eos, vocabulary.rating_ids[rating], *beginning]])
+    idx = torch.tensor([[vocabulary.eos, vocabulary.rating_ids[0], *beginning]])
     banned = [*vocabulary.banned, vocabulary.eos]
-    theirs = generate(rounded(model, 'int8'), idx, 50, banned, temperature=0)
+    theirs = generate(rounded(model), idx, 50, banned, temperature=0)
     assert ours == [ids.item() for ids in theirs]
 
 
@@ -301,11 +224,12 @@ def odd_texts():
 
 @needs_chromium
 @pytest.mark.parametrize('name', ['decoder', 'manual'])
-def test_texts_have_the_same_ids_and_ids_the_same_text(browser, models, tmp_path, name):
+@pytest.mark.parametrize('unit', ['line', 'file'])
+def test_texts_have_the_same_ids_and_ids_the_same_text(browser, models, tmp_path, name, unit):
     model, meta = load_model(models / name)
     vocabulary = load_vocabulary(models / name)
-    open_page(browser, tmp_path / 'page.html', model, meta, vocabulary)
-    texts = [clean(text) for text in odd_texts()]
+    open_page(browser, tmp_path / 'page.html', model, {**meta, 'unit': unit}, vocabulary)
+    texts = [cleaner(unit)(text) for text in odd_texts()]
     assert browser.run('return arguments[0].map(clean)', odd_texts()) == texts
     ids = vocabulary.encode(texts)
     assert browser.run('return arguments[0].map(encode)', texts) == ids
@@ -320,14 +244,14 @@ def test_texts_have_the_same_ids_and_ids_the_same_text(browser, models, tmp_path
 def test_a_typed_sentence_is_rated_as_eval_py_rates_it(browser, decoder, tmp_path, reads):
     model, meta, vocabulary = decoder
     model = copy.deepcopy(model)
-    model.config.reads = reads
-    open_page(browser, tmp_path / 'page.html', model, meta, vocabulary, weights='float32')
+    model.config.reads_ratings = reads
+    open_page(browser, tmp_path / 'page.html', model, meta, vocabulary)
     text = '김치찌개가 너무 짰고 서비스도 불친절했어요.'
     browser.type('#prompt', text)
     browser.wait(f"tokens.at(-1).written === '{text}'")
     ids = vocabulary.encode([text])
     with torch.inference_mode():
-        log_probs = rating_log_probs(model, ids, vocabulary.rating_ids)
+        log_probs = rating_log_probs(rounded(model), ids, vocabulary.rating_ids)
     probs = log_probs.softmax(dim=1)[0].tolist()
     negative, positive, ambiguous = (f'{100 * p:.{1 if p < 0.0995 else 0}f}%' for p in probs)
     assert browser.run("return $('verdict').textContent").endswith(
@@ -339,27 +263,26 @@ def test_a_visit(browser, decoder, tmp_path):
     open_page(browser, tmp_path / 'page.html', *decoder)
 
     # --- a review is written, one token after the other ---
-    browser.click('#ratings input[value="1"]')
+    browser.find('#ratings input[value="1"]').click()
     browser.wait('mine === 1')
     length = browser.run('return tokens.length')
-    browser.click('#step')
+    browser.find('#step').click()
     browser.wait(f'tokens.length === {length + 1}')
     before = browser.run('return tokens.at(-1).written')
     browser.run("$('pace').value = 60")
-    browser.click('#write')
+    browser.find('#write').click()
     browser.wait('closed || tokens.length > 100')
-    browser.click('#stop')
+    browser.find('#stop').click()
     review = browser.run('return tokens.at(-1).written')
     assert review.startswith(before) and before.startswith('김치찌개가')
     browser.wait(f"$('finished').textContent.startsWith({json.dumps(review)})")
     assert '<pos>' in browser.run("return $('tokens').textContent")
-    browser.save_screenshot(tmp_path / 'page.png')
 
     # --- the token under the pointer is looked into, then its neighbour, by keyboard ---
     browser.point_at('#tokens span:nth-child(4)')
     browser.wait('here === 4')
-    browser.click('#tokens span:nth-child(3)')
-    browser.press('\ue014')  # arrow to the right
+    browser.find('#tokens span:nth-child(3)').click()
+    browser.press(Keys.ARROW_RIGHT)
     browser.wait('here === 4 && document.activeElement.ariaSelected === "true"')
     config = decoder[0].config
     assert browser.run("return $('heads').rows.length") == 1 + config.n_layers * config.nhead
@@ -377,7 +300,7 @@ def test_a_visit(browser, decoder, tmp_path):
 
     # --- another token is chosen in its place, and the review goes on from there ---
     other = browser.run("return $('next').children[1].firstChild.textContent")
-    browser.click('#next button:nth-child(2)')
+    browser.find('#next button:nth-child(2)').click()
     browser.wait('tokens.length === 6 || closed')
     assert browser.run('return closed ? "</s>" : labels[tokens.at(-1).views[mine].id]') == other
     assert browser.complaints() == []
@@ -388,13 +311,13 @@ def test_a_visit(browser, decoder, tmp_path):
 def test_stop_stops_and_restart_starts_over(browser, decoder, tmp_path):
     open_page(browser, tmp_path / 'page.html', *decoder)
     browser.run("vocabulary.banned.push(eos)")
-    browser.click('#write')
+    browser.find('#write').click()
     browser.wait('tokens.length > 4')
-    browser.click('#stop')
+    browser.find('#stop').click()
     length = browser.run('return tokens.length')
     time.sleep(0.5)
     assert browser.run('return tokens.length') == length
-    browser.click('#restart')
+    browser.find('#restart').click()
     browser.wait("tokens.at(-1).written === '김치찌개가'")
 
 
@@ -424,18 +347,14 @@ def test_a_character_spelled_in_bytes_appears_with_its_last_byte(browser, decode
 
 
 @needs_chromium
-def test_a_model_of_unrated_reviews_writes_too(browser, decoder, tmp_path):
-    model, meta, vocabulary = decoder
-    model = copy.deepcopy(model)
-    with torch.no_grad():  # <s> is all that may open a review
-        opening = model.model.norm(model.hidden(torch.tensor([[vocabulary.eos]])))[0, 0]
-        model.lm_head.weight[vocabulary.start_ids[-1]] = 30 * opening / opening.norm()
-    open_page(browser, tmp_path / 'page.html', model, meta, vocabulary)
-    assert browser.run('return ratings.map(rating => rating.name)') == ['평점 없음 unrated']
-    browser.click('#step')
+def test_a_model_of_texts_without_ratings_speaks_of_none(browser, songs, tmp_path):
+    model, meta = load_model(songs)
+    open_page(browser, tmp_path / 'page.html', model, meta, load_vocabulary(songs))
+    browser.find('#step').click()
     browser.wait("$('finished').textContent")
+    assert 'rating' not in browser.run('return document.body.innerText')
+    assert '평점' not in browser.run('return document.body.innerText')
     assert browser.run("return $('tokens').textContent").startswith('<s>')
-    assert browser.run('return tokens.at(-1).written').startswith('김치찌개가')
     assert browser.complaints() == []
 
 
@@ -454,14 +373,6 @@ def test_a_page_that_cannot_be_written_is_one_sentence(decoder, tmp_path):
     for path in (tmp_path, tmp_path / 'file' / 'page.html'):
         with pytest.raises(UserError, match='cannot be written'):
             write_page(model, vocabulary, meta, path)
-
-
-def test_weights_that_are_no_numbers_are_refused(decoder, tmp_path):
-    model, meta, vocabulary = decoder
-    model = copy.deepcopy(model)
-    model.lm_head.weight.data[3, 4] = float('nan')
-    with pytest.raises(UserError, match='lm_head.weight'):
-        write_page(model, vocabulary, meta, tmp_path / 'page.html')
 
 
 def test_a_tokenizer_of_the_hub_is_refused(decoder, tmp_path):

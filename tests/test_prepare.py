@@ -1,17 +1,17 @@
 """prepare.py as a user runs it: what it reads, writes, refuses. Its vocabularies, on any text."""
-import io
+import gzip
 import json
 import os
 import random
-import runpy
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import unicodedata
 import zlib
 from collections import Counter
-from contextlib import chdir
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -19,26 +19,34 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import tokenizers
+from conftest import ROOT, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parts import grammar
-from parts.corpus import clean, read_split
+from parts.corpus import (
+    PLAIN_FILES,
+    check_texts,
+    clean,
+    escape,
+    map_ordered,
+    read_split,
+    unescape,
+)
 from parts.errors import UserError
 from parts.vocabulary import (
     CONTROL_TOKENS,
     Characters,
     HubTokenizer,
-    SentencePiece,
     load_vocabulary,
 )
 
-ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / 'prepare.py'
 GOOD = '맛있어요 또 올게요 ㅋㅋ'
+LINES = [f'{GOOD} {i}' for i in range(60)]
 WILD = [
     '😀', '👨‍👩‍👧', 'ㅋㅋㅋㅋ', 'ㅠㅠ', 'delicious', '2024', '龘', '\n', '  ', ' ', '</s>', '<pos>',
-    '<unk>', '<0x41>', 'é', 'ᄒ', '<unused0>', '\u200f', '▲',
+    '<unk>', '<0x41>', 'é', 'ᄒ', '<unused0>', '\u200f', '▲', '␤', '␛', '\t',
 ]
 SIDES = {'train': 'train.txt', 'val': 'validation.txt'}
 
@@ -47,33 +55,21 @@ SIDES = {'train': 'train.txt', 'val': 'validation.txt'}
 
 def works(folder, *words):
     """Run the script in folder as a user does. Returns what it printed."""
-    done = subprocess.run([sys.executable, SCRIPT, *words], cwd=folder,
-                          capture_output=True, text=True, encoding='utf-8')
-    # progress bars are for a terminal; here stderr stays empty
-    assert (done.returncode, done.stderr) == (0, ''), done.stderr
+    done = run('prepare.py', *words, cwd=folder)
+    assert done.stderr == ''  # progress bars are for a terminal
     return done.stdout
 
 
 def refused(folder, *words):
-    """The one sentence of a refusal. The script runs in this process: there are many mistakes."""
-    handler = signal.getsignal(signal.SIGTERM)
-    with (
-        pytest.raises(SystemExit) as end,
-        chdir(folder),
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        patch.setattr(sys, 'argv', [str(SCRIPT), *map(str, words)])
-        for stream in ('stdin', 'stdout', 'stderr'):
-            patch.setattr(sys, stream, io.TextIOWrapper(io.BytesIO(), encoding='utf-8'))
-        stderr = sys.stderr
-        runpy.run_path(str(SCRIPT), run_name='__main__')
-    signal.signal(signal.SIGTERM, handler)
-    sentence = stderr.buffer.getvalue().decode()
-    assert end.value.code == 2, sentence
-    assert sentence.startswith('prepare.py: '), sentence
-    assert sentence.count('\n') == 1, sentence
+    """The one sentence of a refusal; it leaves nothing half written."""
+    sentence = run('prepare.py', *words, cwd=folder, ok=False).stderr
     assert not list(Path(folder).rglob('*.part'))
     return sentence
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
 
 
 def files_of(folder):
@@ -161,7 +157,7 @@ def test_the_split_holds_every_review_once_and_no_text_on_both_sides(world):
 def test_a_review_keeps_its_side_whatever_is_beside_it(tmp_path, world):
     texts = [text for _, text in reviews(world)]
     some = random.Random(0).sample(texts, 1000)
-    (tmp_path / 'r.txt').write_text('\n'.join(some), 'utf-8')
+    write(tmp_path / 'r.txt', '\n'.join(some))
     works(tmp_path, '--source=r.txt,demo', '--n_reviews=50', '--mode=manual')
     folder = tmp_path / 'data/r+demo'
     validation = {text for _, text in read_split(world / 'validation.txt')}
@@ -205,12 +201,15 @@ def test_what_training_needs_to_know_of_the_bins_is_written_beside_them(world, m
         assert len(offsets) == meta[f'{side}_reviews'] + 1
         assert meta[f'{side}_largest_id'] == ids.max()
         assert meta[f'{side}_crc32'] == zlib.crc32(content)
+        text = (world / SIDES[side]).read_bytes()
+        assert meta[f'{side}_txt_crc32'] == zlib.crc32(text)
+        assert meta[f'{side}_txt_bytes'] == len(text)
 
 
-@pytest.mark.parametrize('mode', ['tokenizer', 'manual'])
-def test_the_size_of_a_batch_changes_nothing(tmp_path, world, mode):
+def test_the_size_of_a_batch_changes_nothing(tmp_path, world):
+    mode = 'tokenizer'
     words = [f'--data_dir={world}', f'--model_name={world / mode}', f'--mode={mode}']
-    for batch_size in (1, 7, 100_000):
+    for batch_size in (7, 100_000):
         works(tmp_path, *words, '--output_dir=there', f'--batch_size={batch_size}')
         for name in ('train.bin', 'val.bin', 'train_offsets.bin', 'val_offsets.bin'):
             there = (tmp_path / 'there' / mode / name).read_bytes()
@@ -227,12 +226,13 @@ def test_the_floor_is_the_mean_of_the_bits_of_the_validation_reviews(world):
 
 
 def test_a_rating_that_is_not_known_starts_with_s(tmp_path):
-    (tmp_path / 'r.txt').write_text('\n'.join(f'{GOOD} {i}' for i in range(60)), 'utf-8')
-    works(tmp_path, '--source=r.txt', '--vocab_size=300')
+    write(tmp_path / 'r.txt', '\n'.join(LINES))
+    out = works(tmp_path, '--source=r.txt', '--vocab_size=300')
     meta, stream = streams(tmp_path / 'data/r/tokenizer')
     assert {start for start, _ in stream} == {meta['starts']['unknown']}
     assert meta['sources'][0]['licence'] == "the file's own"
     assert {rating for rating, _ in reviews(tmp_path / 'data/r')} == {-1}
+    assert 'rating' not in out and 'review' not in out
 
 
 # --- what it reads ---
@@ -240,7 +240,7 @@ def test_a_rating_that_is_not_known_starts_with_s(tmp_path):
 RATED = [(i % 3, f'{GOOD} {i}, "정말" {i}') for i in range(60)]
 
 
-def write_parquet(path):
+def parquet(path):
     columns = {
         'Rating': [rating for rating, _ in RATED],
         'Review': [text for _, text in RATED],
@@ -249,7 +249,7 @@ def write_parquet(path):
     pyarrow.parquet.write_table(pyarrow.table(columns), path)
 
 
-def write_csv(path):
+def csv(path):
     """With quotes and line breaks in the reviews, and ratings like 1.0."""
     lines = ['id,Review,Rating\n']
     for i, (rating, text) in enumerate(RATED):
@@ -258,25 +258,27 @@ def write_csv(path):
     path.write_text(''.join(lines), 'utf-8')
 
 
-def write_tsv(path):
+def tsv(path):
     lines = ['id\tdocument\tlabel\r\n']
     lines += [f'{i}\t{text}\t{rating}\r\n' for i, (rating, text) in enumerate(RATED)]
     path.write_text(''.join(lines), 'utf-8-sig')
 
 
-def write_jsonl(path):
+def jsonl(path):
     """With an escape \\ud800, half of a surrogate pair, and empty lines."""
     rows = [{'text': text + ' \ud800\u0000', 'label': rating} for rating, text in RATED]
     lines = [json.dumps(row) for row in rows]
     path.write_text('\n'.join(lines) + '\n\n', 'utf-8')
 
 
-@pytest.mark.parametrize('write', [write_parquet, write_csv, write_tsv, write_jsonl])
-def test_every_type_of_file_is_read(tmp_path, write):
-    name = write.__name__.replace('write_', 'r.')
-    write(tmp_path / name)
-    works(tmp_path, f'--source={name}', '--mode=manual', '--batch_size=7')
-    assert sorted(reviews(tmp_path / 'data/r')) == sorted(RATED)
+@pytest.mark.parametrize('writer', [parquet, csv, tsv, jsonl])
+def test_every_type_of_file_is_read_packed_too(tmp_path, writer):
+    path = tmp_path / f'R.{writer.__name__.upper()}'
+    writer(path)
+    write(tmp_path / f'{path.name}.gz', gzip.compress(path.read_bytes()))
+    for name in (path.name, f'{path.name}.gz'):
+        works(tmp_path, f'--source={name}', '--mode=manual')
+        assert sorted(reviews(tmp_path / 'data/R')) == sorted(RATED)
 
 
 @pytest.mark.parametrize('name, bom', [
@@ -312,57 +314,247 @@ def test_strange_ratings_and_texts(tmp_path):
     ]
     lines = [json.dumps({'Review': text, 'Rating': rating}) for rating, text in rows]
     lines += [json.dumps({'Review': f'{GOOD} {i}'}) for i in range(40)]
-    (tmp_path / 'r.jsonl').write_text('\n'.join(lines), 'utf-8')
-    works(tmp_path, '--source=r.jsonl', '--mode=manual')
+    write(tmp_path / 'r.jsonl', '\n'.join(lines))
+    out = works(tmp_path, '--source=r.jsonl', '--mode=manual')
+    assert 'texts read: 51, kept: 48' in out
+    assert '3 left out: 2 empty, 1 numbers in place of text' in out
     got = {text: rating for rating, text in reviews(tmp_path / 'data/r') if GOOD not in text}
     assert got == {'a': 1, 'b': 0, 'c': 2, 'd': -1, 'e': -1, 'f': -1, 'g': 1, '하 _': 0}
 
 
-def test_a_review_of_a_million_characters(tmp_path):
-    long = ' '.join(text for _, text, _ in grammar.reviews(13000, 3))[:1_000_000].strip()
-    short = [f'{GOOD} {i}' for i in range(30)]
-    (tmp_path / 'r.txt').write_text('\n'.join([long, *short]), 'utf-8')
-    works(tmp_path, '--source=r.txt', '--vocab_size=600', '--val_ratio=0.2')
+def table(name, delimiter, *columns, rows=60):
+    """A table of RATED's first rows, parted by a delimiter."""
+    lines = [delimiter.join(columns)]
+    for i in range(rows):
+        cells = {'id': str(i), 'document': f'{GOOD} {i}', 'text': f'{GOOD} {i}'}
+        lines.append(delimiter.join(cells.get(column, str(i % 3)) for column in columns))
+    return '\n'.join(lines) + '\n'
+
+
+@pytest.mark.parametrize('column', ['labels', ' Rating', 'Label', 'sentiment', 'score', 'STARS'])
+def test_ratings_are_found_under_their_usual_names(tmp_path, column):
+    write(tmp_path / 'r.csv', table('r', ',', 'id', 'text', column))
+    out = works(tmp_path, '--source=r.csv', '--mode=manual')
+    assert 'r: 20 negative, 20 positive, 20 ambiguous, 0 without a rating' in out
+    assert Counter(rating for rating, _ in reviews(tmp_path / 'data/r')) == {0: 20, 1: 20, 2: 20}
+
+
+def test_columns_of_other_names_are_named(tmp_path):
+    write(tmp_path / 'r.csv', table('r', ';', 'id', 'text', 'mood').replace('text', 'what', 1))
+    assert "'id', 'what', 'mood'; --text_column=" in refused(tmp_path, '--source=r.csv')
+    words = ['--source=r.csv', '--mode=manual', '--text_column=what']
+    assert "no ratings; its columns are 'id', 'what', 'mood'" in works(tmp_path, *words)
+    assert {rating for rating, _ in reviews(tmp_path / 'data/r')} == {-1}
+    works(tmp_path, *words, '--rating_column=mood')
+    assert Counter(rating for rating, _ in reviews(tmp_path / 'data/r')) == {0: 20, 1: 20, 2: 20}
+    assert "no column 'nowhere'" in refused(tmp_path, *words, '--rating_column=nowhere')
+
+
+@pytest.mark.parametrize('labels, flag, wanted', [
+    ('12345', '--ratings=1:0,2:0,3:2,4:1,5:1', [0, 0, 2, 1, 1]),
+    (['bad', 'GOOD '], '--ratings=Bad:0,good:1', [0, 1]),
+    (['-1', '1'], '--ratings=-1:0,1:1', [0, 1]),
+    ('012', '--ratings=0:0,1:1,2:-', [0, 1, -1]),
+])
+def test_ratings_says_what_labels_mean(tmp_path, labels, flag, wanted):
+    lines = [json.dumps({'text': text, 'label': labels[i % len(labels)]})
+             for i, text in enumerate(LINES)]
+    write(tmp_path / 'r.jsonl', '\n'.join(lines))
+    works(tmp_path, '--source=r.jsonl', '--mode=manual', flag)
+    for rating, text in reviews(tmp_path / 'data/r'):
+        assert rating == wanted[int(text.split()[-1]) % len(wanted)]
+
+
+def test_quotes_are_read_where_the_file_quotes(tmp_path):
+    """As pandas writes it: quoted where needed. And as NSMC is: a quote is a quote."""
+    texts = [f'그가 "최고"래요 {i}' if i % 2 else f'첫 줄\n둘째\t줄 {i}' for i in range(40)]
+    cells = ['"' + text.replace('"', '""') + '"' for text in texts]
+    lines = [f'{cell}\t{i % 3}\n' for i, cell in enumerate(cells)]
+    write(tmp_path / 'pandas.tsv', 'document\tlabel\n' + ''.join(lines))
+    works(tmp_path, '--source=pandas.tsv', '--mode=manual')
+    read = sorted(text for _, text in reviews(tmp_path / 'data/pandas'))
+    assert read == sorted(clean(text) for text in texts)
+
+    raw = [f'"좋다 {i}' if i % 2 else f'"정말" {i}"' for i in range(40)]
+    lines = [f'{text}\t{i % 3}\n' for i, text in enumerate(raw)]
+    write(tmp_path / 'nsmc.tsv', 'document\tlabel\n' + ''.join(lines))
+    works(tmp_path, '--source=nsmc.tsv', '--mode=manual')
+    assert sorted(text for _, text in reviews(tmp_path / 'data/nsmc')) == sorted(raw)
+
+
+def test_a_carriage_return_in_a_raw_table_is_a_space(tmp_path):
+    lines = [f'{text}\r둘째 줄\t{i % 3}\r\n' for i, text in enumerate(LINES)]
+    write(tmp_path / 'r.tsv', 'document\tlabel\r\n' + ''.join(lines))
+    works(tmp_path, '--source=r.tsv', '--mode=manual')
+    wanted = sorted((i % 3, f'{text} 둘째 줄') for i, text in enumerate(LINES))
+    assert sorted(reviews(tmp_path / 'data/r')) == wanted
+
+
+def test_tables_that_were_joined_are_read_as_one(tmp_path):
+    """The names of the columns stand twice, each time with a BOM. Excel wrote a first line, too."""
+    part = '\ufeff' + table('r', ';', 'text', 'label')
+    write(tmp_path / 'r.csv', part + part.replace('올게요', '갈게요'))
+    out = works(tmp_path, '--source=r.csv', '--mode=manual')
+    assert 'texts read: 121, kept: 120' in out
+    assert '1 left out: 1 the names of the columns again' in out
+    write(tmp_path / 'excel.csv', 'sep=;\r\n' + part[1:].replace('\n', '\r\n'))
+    assert 'kept: 60' in works(tmp_path, '--source=excel.csv', '--mode=manual')
+
+
+def test_what_cannot_be_seen_is_no_text_and_moves_none(tmp_path):
+    hidden = ['\u200b', '\u200d\ufeff', '\u3164', '\xad', '\u2800', '\ufe0f']
+    both = [text.replace('요', '요\u200b', 1) for text in LINES] + LINES
+    write(tmp_path / 'r.txt', '\n'.join([*hidden, *both, '']))
+    out = works(tmp_path, '--source=r.txt', '--mode=manual')
+    assert 'texts read: 126, kept: 120' in out
+    assert '6 left out: 6 empty' in out
+    train, val = ({text.replace('\u200b', '') for _, text in read_split(tmp_path / 'data/r' / file)}
+                  for file in SIDES.values())
+    assert not train & val
+    assert len(train | val) == 60
+
+
+def test_a_bom_in_the_middle_is_no_text(tmp_path):
+    write(tmp_path / 'r.txt', ''.join(f'\ufeff{text}\n' for text in LINES))
+    works(tmp_path, '--source=r.txt', '--mode=manual')
+    assert sorted(text for _, text in reviews(tmp_path / 'data/r')) == sorted(LINES)
+
+
+def test_names_of_files_with_commas_in_nfd_and_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    write(tmp_path / 'a,b c.txt', '\n'.join(LINES))
+    write(tmp_path / unicodedata.normalize('NFD', '한글.txt'), '\n'.join(LINES))
+    out = run('prepare.py', '--source=~/a,b c.txt,한글.txt', '--mode=manual', cwd=tmp_path,
+              env={'HOME': str(tmp_path)}).stdout
+    folder = 'data/a,b c+한글'
+    assert out.endswith(f"ready: python train.py '--data_dir={folder}' "
+                        f"'--out_dir=out/a,b c+한글' --mode=manual\n")
+    assert len(reviews(tmp_path / folder)) == 120
+    assert (tmp_path / folder / '한글_val.txt').exists()
+
+
+def test_a_folder_is_read_in_order_and_what_is_not_read_is_said(tmp_path):
+    write(tmp_path / 'notes/b.txt', '\n'.join(LINES[:30]))
+    write(tmp_path / 'notes/a/z.md', '\n'.join(LINES[30:]))
+    write(tmp_path / 'notes/photo.jpg', b'\xff\xd8')
+    write(tmp_path / 'notes/.hidden.txt', 'no')
+    out = works(tmp_path, '--source=notes', '--mode=manual')
+    assert 'other files, not read: 2' in out
+    train = [text for _, text in read_split(tmp_path / 'data/notes/train.txt')]
+    order = [LINES.index(text) for text in train]
+    in_a = sum(i >= 30 for i in order)
+    assert order[:in_a] == sorted(i for i in order if i >= 30)
+    assert order[in_a:] == sorted(i for i in order if i < 30)
+    assert 'holds no file' in refused(tmp_path, '--source=data/notes/manual')
+
+
+# --- texts with line breaks ---
+
+STORY = '첫 줄\n\n  들여쓴 줄\t끝 \n␤ 와 ␛␤ 와 \\n\n' + unicodedata.normalize('NFD', '한글 é')
+STORY += ' 👨‍👩‍👧\n'
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(st.sampled_from('a␤␛\n\\')))
+def test_an_escaped_text_is_one_line_and_comes_back(text):
+    assert '\n' not in escape(text)
+    assert unescape(escape(text)) == text
+
+
+@pytest.mark.parametrize('vocabulary', [
+    ['--vocab_size=400'], ['--mode=manual', '--min_count=1'], ['--model_name=hub.json'],
+])
+def test_a_file_comes_back_to_the_last_character(tmp_path, hub_file, vocabulary):
+    """Its last tenth is validation. Exact means: letters in NFC, and a line ends with \\n."""
+    text = STORY * 40
+    shutil.copy(hub_file, tmp_path / 'hub.json')
+    write(tmp_path / 'novel.txt', text.replace('\n', '\r\n'))
+    out = works(tmp_path, '--source=novel.txt', '--unit=file', *vocabulary)
+    assert 'texts read: 1, kept: 1, to train on: 1, to validate: 1' in out
+    text = unicodedata.normalize('NFC', text)
+    cut = int(len(text) * 0.9)
+    folder = tmp_path / 'data/novel'
+    mode = 'manual' if '--mode=manual' in vocabulary else 'tokenizer'
+    vocab = load_vocabulary(folder / mode)
+    for side, part in (('train', text[:cut]), ('val', text[cut:])):
+        assert list(read_split(folder / SIDES[side])) == [(-1, part)]
+        _, stream = streams(folder / mode, side)
+        assert [vocab.decode(ids) for _, ids in stream] == [part]
+
+
+def test_a_blank_line_ends_a_paragraph(tmp_path):
+    paragraphs = [f'  {i}째 연\n둘째 줄  {GOOD}' for i in range(40)]
+    write(tmp_path / 'poems.txt', '\n\n' + '\n \t\n\n'.join(paragraphs) + '\n')
+    works(tmp_path, '--source=poems.txt', '--unit=paragraph', '--mode=manual')
+    read = [text for _, text in reviews(tmp_path / 'data/poems')]
+    assert sorted(read) == sorted(paragraphs)
+
+
+def test_the_text_of_a_table_keeps_its_lines_where_asked(tmp_path):
+    texts = [f'첫  줄\n\n둘째 {i}' for i in range(40)]
+    lines = [json.dumps({'text': text, 'label': i % 3}) for i, text in enumerate(texts)]
+    write(tmp_path / 'r.jsonl', '\n'.join(lines))
+    for unit, wanted in (('file', texts), ('line', [clean(text) for text in texts])):
+        works(tmp_path, '--source=r.jsonl', f'--unit={unit}', '--mode=manual')
+        assert sorted(text for _, text in reviews(tmp_path / 'data/r')) == sorted(wanted)
+
+
+def test_a_long_text_is_encoded_in_pieces_as_it_is_whole(tmp_path):
+    long = '\n'.join(text for _, text, _ in grammar.reviews(4000, 3)) + '  끝 '
+    write(tmp_path / 'r.txt', long)
+    works(tmp_path, '--source=r.txt', '--unit=file', '--vocab_size=600')
     folder = tmp_path / 'data/r/tokenizer'
     vocab = load_vocabulary(folder)
-    lengths = [len(vocab.decode(ids)) for side in SIDES for _, ids in streams(folder, side)[1]]
-    assert max(lengths) == len(long)
-    assert len(lengths) == 31
+    (_, text), = read_split(tmp_path / 'data/r/train.txt')
+    assert len(text) > 200_000
+    _, ((_, ids),) = streams(folder)
+    assert ids == vocab.encode([text])[0]
 
 
-def test_pieces_are_learned_from_one_long_review_too(tmp_path):
-    path = tmp_path / 'train.txt'
-    path.write_text('1\t' + '국수가 맛있고 국물이 진하다 ' * 4000 + '\n', 'utf-8')
-    vocab = SentencePiece.train(path, vocab_size=8000)
-    assert len(vocab.encode(['국수가 맛있고 국물이 진하다'])[0]) < 6
+def copy_of_the_project(folder, file, old, new):
+    """A copy in which one file has something else in one place."""
+    shutil.copytree(ROOT / 'parts', folder / 'parts')
+    for name in ('prepare.py', 'configurator.py'):
+        shutil.copy(ROOT / name, folder)
+    before = (folder / file).read_text('utf-8')
+    assert before.count(old) == 1
+    write(folder / file, before.replace(old, new))
 
+
+def test_shakespeare_is_prepared_as_everybody_does_with_nothing_else_said(tmp_path):
+    play = 'First Citizen:\nBefore we proceed any further, hear me speak.\n\n' * 30
+    (_, name, digest), = PLAIN_FILES['shakespeare']
+    copy_of_the_project(tmp_path, 'parts/corpus.py', digest, sha256(play.encode()).hexdigest())
+    write(tmp_path / 'data/download' / name, play)
+    words = [sys.executable, 'prepare.py', '--source=shakespeare']
+    subprocess.run(words, cwd=tmp_path, check=True)
+    meta, ((_, ids),) = streams(tmp_path / 'data/shakespeare/manual')
+    assert len(ids) == int(len(play) * 0.9)
+    assert meta['vocab_size'] == len(set(play)) + len(CONTROL_TOKENS) + 1
+    subprocess.run([*words, '--mode=tokenizer', '--vocab_size=300'], cwd=tmp_path, check=True)
+    assert read_meta(tmp_path / 'data/shakespeare/tokenizer')['train_chars'] == len(ids)
+
+
+# --- how it ends ---
 
 def test_it_ends_with_the_words_that_train(tmp_path):
-    lines = [f'{GOOD} {i}\n' for i in range(80)]
-    (tmp_path / 'mine.txt').write_text(''.join(lines), 'utf-8')
+    write(tmp_path / 'mine.txt', '\n'.join(LINES))
     words = ['--source=mine.txt', '--vocab_size=300']
     flags = '--data_dir=data/mine --out_dir=out/mine'
     assert works(tmp_path, *words).endswith(f'\nready: python train.py {flags}\n')
     manual = works(tmp_path, *words, '--mode=manual')
     assert manual.endswith(f'\nready: python train.py {flags} --mode=manual\n')
-    (tmp_path / 'config').mkdir()
-    (tmp_path / 'config/mine.py').touch()  # as config/demo.py is there for data/demo
+    write(tmp_path / 'config/mine.py', '')  # as config/demo.py is there for data/demo
     assert works(tmp_path, *words).endswith('\nready: python train.py config/mine.py\n')
 
 
 def test_a_fourth_rating_is_one_more_line(tmp_path):
     """In a copy of the project: the token, the names, the labels and the ids all follow."""
-    shutil.copytree(ROOT / 'parts', tmp_path / 'parts')
-    for name in ('prepare.py', 'configurator.py'):
-        shutil.copy(ROOT / name, tmp_path)
-    corpus = tmp_path / 'parts/corpus.py'
     ambiguous = "    ('<amb>', 'ambiguous', '보통'),\n"
-    changed = corpus.read_text('utf-8').replace(
-        ambiguous, ambiguous + "    ('<iro>', 'ironic', '반어'),\n")
-    corpus.write_text(changed, 'utf-8')
-
+    copy_of_the_project(tmp_path, 'parts/corpus.py', ambiguous,
+                        ambiguous + "    ('<iro>', 'ironic', '반어'),\n")
     lines = [json.dumps({'text': f'{GOOD} {i}', 'label': i % 4}) for i in range(80)]
-    (tmp_path / 'r.jsonl').write_text('\n'.join(lines), 'utf-8')
+    write(tmp_path / 'r.jsonl', '\n'.join(lines))
     for mode in ('tokenizer', 'manual'):
         words = ['--source=r.jsonl', '--vocab_size=300', f'--mode={mode}']
         subprocess.run([sys.executable, 'prepare.py', *words], cwd=tmp_path, check=True)
@@ -376,53 +568,83 @@ def test_a_fourth_rating_is_one_more_line(tmp_path):
 
 # --- what it refuses ---
 
-def write_parquet_cut_short(path):
-    write_parquet(path)
+def parquet_cut_short(path):
+    parquet(path)
     path.write_bytes(path.read_bytes()[:-100])
 
 
+def parquet_of_lists(path):
+    pyarrow.parquet.write_table(pyarrow.table({'text': [['굿'], ['별로']]}), path)
+
+
+def parquet_of_bytes(path):
+    pyarrow.parquet.write_table(pyarrow.table({'text': ['굿'.encode()]}), path)
+
+
+COMMAS = 'Rating,Review\n1,"굿, 정말"\n2,맛은, 그냥, 그래요\n'
 BAD_FILES = {  # what is wrong: file, its content, words of the sentence
-    'no column': ('r.csv', 'name,stars\n굿,1\n', ['name, stars', 'Review']),
-    'rating 3': ('r.csv', 'Review,Rating\n굿,1\n별로,3\n', ['review 2', "'3'", '0 (negative)']),
-    'rating 1.5': ('r.jsonl', '{"text": "굿", "label": 1.5}', ['review 1', '1.5']),
+    'no column': ('r.csv', 'name,stars\n굿,1\n', ["'name', 'stars'", '--text_column=']),
+    'two columns': ('r.csv', 'text,Text\n굿,1\n', ["'text', 'Text'"]),
+    'no names': ('r.csv', '굿,1\n별로,0\n', ['the line with the names is missing']),
+    'rating 3': ('r.csv', 'Review,Rating\n굿,1\n별로,3\n', ['row 2', "'3'", '0 (negative)',
+                                                        '--ratings=1:0,2:0,3:2,4:1,5:1']),
+    'rating 1.5': ('r.jsonl', '{"text": "굿", "label": 1.5}', ['row 1', '1.5']),
+    'ratings 1 and 2': ('r.csv', 'text,label\n굿,2\n별로,1\n', ['1 and 2', '--ratings=1:0,2:1']),
+    'commas': ('r.csv', COMMAS, ['line 3 has 4 cells', '2;', 'comma']),
+    'too few cells': ('r.csv', 'text,label\n굿,1\n별로\n', ['line 3 has 1 cells']),
+    'a tab': ('r.tsv', 'label\ttext\n1\t굿\t탭\n', ['line 2 has 3 cells', 'tab']),
+    'a line break': ('r.tsv', 'text\tlabel\n굿\n정말\t1\n', ['line 2 has 1 cells']),
     'open quote': ('r.csv', 'Review,Rating\n"굿,1\n별로,0\n', ['r.csv']),
-    'not JSON': ('r.jsonl', '{"text": "굿"}\n{"text"', ['review 1']),
-    'JSON, no row': ('r.jsonl', '[1]', ['r.jsonl cannot be read: ', 'none']),
-    'a row that is none': ('r.jsonl', '{"text": "굿"}\n[]\n', ['after review 1', 'none']),
-    'rating [1]': ('r.jsonl', '{"text": "굿", "label": [1]}', ['review 1', '[1]']),
+    'not JSON': ('r.jsonl', '{"text": "굿"}\n{"text"', ['line 2 is no JSON object']),
+    'an array': ('r.jsonl', '[{"text": "굿"}]', ['line 1 is no JSON object']),
+    'wrapped': ('r.jsonl', '{\n"text": "굿"\n}', ['line 1 is no JSON object']),
+    'other keys': ('r.jsonl', '{"text": "굿"}\n{"body": "굿"}\n', ['after row 1', "'body'"]),
+    'rating [1]': ('r.jsonl', '{"text": "굿", "label": [1]}', ['row 1', '[1]']),
     'deep JSON': ('r.jsonl', '[' * 100_000, ['r.jsonl']),
-    'empty': ('r.txt', '', ['0 reviews']),
-    'empty table': ('r.csv', '', ['0 reviews']),
-    'blank': ('r.txt', '\n \n\x00\n', ['0 reviews']),
-    'one review': ('r.txt', GOOD, ['1 reviews', 'val_ratio']),
+    'no text at all': ('r.jsonl', '{"text": 7}', ['0 texts', '1 numbers in place of text']),
+    'JSON by another name': ('r.json', '[]', ['name it .jsonl']),
+    'a table called .txt': ('r.txt', 'id\tdocument\tlabel\n1\t굿\t1\n', ['a table', '.tsv']),
+    'a CSV called .txt': ('r.txt', 'text,label\n굿,1\n', ['a table', '.csv']),
+    'a table without names': ('r.txt', '1\t굿\n0\t별로\n', ['a table', '2 cells', '.tsv']),
+    'JSON called .txt': ('r.txt', '{"text": "굿"}\n', ['JSON', '.jsonl']),
+    'empty': ('r.txt', '', ['0 texts']),
+    'empty table': ('r.csv', '', ['0 texts']),
+    'only names': ('r.csv', 'text,label\n', ['0 texts']),
+    'blank': ('r.txt', '\n \n\x00\n', ['0 texts', '3 empty']),
+    'one text': ('r.txt', GOOD, ['1 texts', 'val_ratio']),
+    'one text again and again': ('r.txt', f'{GOOD}\n' * 30, ['30 times the same text']),
     'neither UTF-8 nor anything': ('r.txt', b'\x80\xff\xfe\x81\x20' * 50, ['iconv']),
-    'parquet cut short': ('r.parquet', write_parquet_cut_short, ['r.parquet']),
+    'one bad byte': ('r.txt', f'굿\n{GOOD} '.encode() + b'\xff\n', ['line 2', '0xff', 'ㅋㅋ']),
+    'cut within a character': ('r.txt', '굿\n별로'.encode()[:-1], ['line 2', 'ends within']),
+    'gzip cut short': ('r.txt.gz', gzip.compress('굿\n'.encode() * 99)[:-9], ['r.txt.gz']),
+    'parquet cut short': ('r.parquet', parquet_cut_short, ['r.parquet']),
+    'parquet of lists': ('r.parquet', parquet_of_lists, ["'text' holds list<", 'not text']),
+    'parquet of bytes': ('r.parquet', parquet_of_bytes, ["'text' holds binary", 'not text']),
     'no parquet': ('r.parquet', '<html>', ['r.parquet']),
 }
 
 
 @pytest.mark.parametrize('case', BAD_FILES)
 def test_a_bad_file_is_refused_in_a_sentence_and_leaves_nothing(tmp_path, case):
-    name, content, told = BAD_FILES[case]
-    path = tmp_path / name
+    name, content, words = BAD_FILES[case]
     if callable(content):
-        content(path)
-    elif isinstance(content, bytes):
-        path.write_bytes(content)
+        content(tmp_path / name)
     else:
-        path.write_bytes(content.encode())
+        write(tmp_path / name, content)
     sentence = refused(tmp_path, f'--source={name}', '--mode=manual')
-    assert all(word in sentence for word in told), sentence
+    assert all(word in sentence for word in words), sentence
     assert not files_of(tmp_path / 'data')
 
 
-@pytest.mark.parametrize('words, told', [
+@pytest.mark.parametrize('words, word', [
     (['--source=nowhere.csv'], 'nowhere.csv'),
     (['--source='], "source ''"),
     (['--mode=letters'], "'manual'"),
+    (['--unit=page'], 'paragraph'),
     (['--val_ratio=1'], 'val_ratio'),
     (['--vocab_size=70000'], '65536'),
     (['--batch_size=0'], 'batch_size'),
+    (['--ratings=1:7', '--source=a.csv'], 'LABEL:RATING'),
     (['--data_dir=nowhere'], 'train.txt'),
     (['--source=demo,demo'], 'demo_train.txt'),
     (['--source=a.csv,b/a.txt'], 'a_train.txt'),
@@ -431,42 +653,122 @@ def test_a_bad_file_is_refused_in_a_sentence_and_leaves_nothing(tmp_path, case):
     (['--model_name=no where'], 'no where'),
     (['--source=a.csv', '--encoding=klingon'], 'klingon'),
     (['--source=demo', '--output_dir=a.csv'], 'a.csv'),
+    (['--source=b', '--output_dir=b/out'], 'lies in b'),
     (['--source=demo', '--vocab_size=300', '--n_reviews=300'], 'vocab_size='),
 ])
-def test_a_mistake_is_a_sentence(tmp_path, words, told):
-    (tmp_path / 'b').mkdir()
-    (tmp_path / 'a.csv').write_text('Review\n굿\n', 'utf-8')
-    (tmp_path / 'b/a.txt').write_text('굿\n', 'utf-8')
-    assert told in refused(tmp_path, *words)
+def test_a_mistake_is_a_sentence(tmp_path, words, word):
+    write(tmp_path / 'a.csv', 'Review\n굿\n')
+    write(tmp_path / 'b/a.txt', '굿\n')
+    assert word in refused(tmp_path, *words)
 
 
-def test_a_mistake_is_a_sentence_to_the_shell_too(tmp_path):
-    words = ['--source', 'demo', '--vocab_size', '300', '--n_reviews', '300']
-    done = subprocess.run([sys.executable, SCRIPT, *words], cwd=tmp_path,
-                          capture_output=True, text=True, encoding='utf-8')
-    assert done.returncode == 2
-    assert done.stderr.count('\n') == 1
-    assert 'vocab_size=' in done.stderr
+# --- texts that somebody split ---
+
+SPLIT = [f'{i % 3}\t{text}\n' for i, text in enumerate(LINES)]
 
 
-@pytest.mark.parametrize('train, told', [
+@pytest.mark.parametrize('line, wanted', [
+    ('1\t굿 굿\r\n', '굿 굿'),
+    ('\ufeff1\t굿 굿\n', '굿 굿'),
+    ('1\t굿  굿\n', '굿 굿'),
+    ('1\t 굿 굿\n', '굿 굿'),
+    ('1\t굿▁굿\n', '굿_굿'),
+    ('1\t' + unicodedata.normalize('NFD', '굿 굿') + '\n', '굿 굿'),
+    ('1\t \u200b\n', None),
+])
+def test_a_split_that_is_not_clean_is_refused_and_copied_clean(tmp_path, line, wanted):
+    write(tmp_path / 'own/train.txt', ''.join([line, *SPLIT]))
+    write(tmp_path / 'own/validation.txt', ''.join(SPLIT))
+    before = files_of(tmp_path)
+    assert 'train.txt, line 1' in refused(tmp_path, '--data_dir=own', '--mode=manual')
+    assert files_of(tmp_path) == before
+    works(tmp_path, '--data_dir=own', '--mode=manual', '--output_dir=clean')
+    train = list(read_split(tmp_path / 'clean/train.txt'))
+    assert train[:-60] == ([(1, wanted)] if wanted else [])
+    assert train[-60:] == [(i % 3, text) for i, text in enumerate(LINES)]
+    assert all(files_of(tmp_path)[path] == content for path, content in before.items())
+
+
+@pytest.mark.parametrize('train, word', [
     (b'', 'empty'),
     (b'no tab\n', 'line 1'),
     ('1\t굿\n5\t별로\n'.encode(), 'line 2'),
     (b'1\t\xff\n', 'utf-8'),
 ])
-def test_a_data_dir_that_is_not_ours_is_refused(tmp_path, train, told):
-    (tmp_path / 'train.txt').write_bytes(train)
-    (tmp_path / 'validation.txt').write_text('1\t굿\n', 'utf-8')
-    assert told in refused(tmp_path, '--data_dir=.', '--mode=manual')
+def test_a_data_dir_that_is_not_ours_is_refused(tmp_path, train, word):
+    write(tmp_path / 'train.txt', train)
+    write(tmp_path / 'validation.txt', '1\t굿\n')
+    assert word in refused(tmp_path, '--data_dir=.', '--mode=manual')
 
 
-def test_a_damaged_meta_json_of_the_texts_is_a_sentence(tmp_path):
+@pytest.mark.parametrize('meta', [
+    '{', '[1]', b'\xff', '{"sources": 7}', '{"sources": [{"name": 1}]}', '{"unit": "page"}',
+    '{"floor_bits_per_char": "0.7"}', '{"train_txt_crc32": "1"}',
+    '{"sources": [{"name": "\\u001b[2J", "licence": "", "train_reviews": 1, "val_reviews": 1}]}',
+])
+def test_a_damaged_meta_json_of_the_texts_is_a_sentence(tmp_path, meta):
     for file in SIDES.values():
-        (tmp_path / file).write_text('1\t굿 굿\n', 'utf-8')
-    for content in ('{', '[1]', '\udcff'):
-        (tmp_path / 'meta.json').write_bytes(content.encode('utf-8', 'surrogateescape'))
-        assert 'meta.json' in refused(tmp_path, '--data_dir=.', '--mode=manual')
+        write(tmp_path / file, ''.join(SPLIT))
+    write(tmp_path / 'meta.json', meta)
+    sentence = refused(tmp_path, '--data_dir=.', '--mode=manual')
+    assert 'meta.json' in sentence
+    assert '\x1b' not in sentence
+
+
+def test_a_meta_json_of_somebody_else_changes_nothing_but_what_it_may(tmp_path):
+    for file in SIDES.values():
+        write(tmp_path / file, ''.join(SPLIT))
+    write(tmp_path / 'meta.json', '{"vocabulary": "../../bashrc", "eos": "7", "vocab_size": -1}')
+    works(tmp_path, '--data_dir=.', '--mode=manual')
+    meta = read_meta(tmp_path / 'manual')
+    assert (meta['vocabulary'], meta['eos']) == ('characters.json', 0)
+
+
+# --- nothing that was there is lost ---
+
+@pytest.mark.parametrize('there, words', [
+    ('x/train.txt', ['--source=x/train.txt', '--output_dir=x']),
+    ('x/validation.txt', ['--source=mine.txt', '--output_dir=x']),
+    ('x/mine_train.txt', ['--source=mine.txt', '--output_dir=x']),
+    ('x/manual/tokenizer.json', ['--source=mine.txt', '--output_dir=x']),
+    ('x/manual/model.safetensors', ['--source=mine.txt', '--output_dir=x']),
+    ('x/train.txt', ['--data_dir=data/mine', '--output_dir=x']),
+])
+def test_what_is_not_ours_is_never_written_over(tmp_path, there, words):
+    write(tmp_path / 'mine.txt', '\n'.join(LINES))
+    works(tmp_path, '--source=mine.txt', '--mode=manual')
+    write(tmp_path / there, '\n'.join(LINES))
+    if there.endswith('safetensors'):
+        write(tmp_path / 'x/manual/meta.json', '{"train_tokens": 1}')
+    before = files_of(tmp_path)
+    assert 'another --output_dir' in refused(tmp_path, *words, '--mode=manual')
+    assert files_of(tmp_path) == before
+
+
+def test_a_text_that_was_edited_is_not_written_over_and_its_ids_are_stale(tmp_path):
+    write(tmp_path / 'mine.txt', '\n'.join(LINES))
+    words = ['--source=mine.txt', '--mode=manual']
+    works(tmp_path, *words)
+    works(tmp_path, *words)  # its own files it writes again
+    folder = tmp_path / 'data/mine'
+    check_texts(folder, read_meta(folder / 'manual'))
+    text = (folder / 'train.txt').read_text('utf-8')
+    write(folder / 'train.txt', text.replace('맛', '멋', 1))  # no byte longer
+    with pytest.raises(UserError, match='no longer the text'):
+        check_texts(folder, read_meta(folder / 'manual'))
+    assert 'train.txt is there' in refused(tmp_path, *words)
+    works(tmp_path, '--data_dir=data/mine', '--mode=manual')
+    check_texts(folder, read_meta(folder / 'manual'))
+
+
+def test_ids_of_the_text_before_are_stale(tmp_path):
+    write(tmp_path / 'a.txt', '\n'.join(LINES))
+    write(tmp_path / 'b.txt', '\n'.join(f'{text} b' for text in LINES))
+    works(tmp_path, '--source=a.txt', '--output_dir=x', '--vocab_size=300')
+    works(tmp_path, '--source=b.txt', '--output_dir=x', '--mode=manual')
+    check_texts(tmp_path / 'x', read_meta(tmp_path / 'x/manual'))
+    with pytest.raises(UserError, match='no longer the text'):
+        check_texts(tmp_path / 'x', read_meta(tmp_path / 'x/tokenizer'))
 
 
 def test_a_failing_run_leaves_the_files_of_the_last_good_one(tmp_path):
@@ -474,10 +776,25 @@ def test_a_failing_run_leaves_the_files_of_the_last_good_one(tmp_path):
     before = files_of(tmp_path)
     assert len(before) == 13
     bad = tmp_path / 'r.csv'
-    bad.write_text('Review,Rating\n' + '굿,1\n' * 20_000 + '굿,7\n', 'utf-8')
+    write(bad, 'Review,Rating\n' + '굿,1\n' * 20_000 + '굿,7\n')
     refused(tmp_path, '--source=r.csv', '--mode=manual', '--output_dir=data/demo')
     bad.unlink()
     assert files_of(tmp_path) == before
+
+
+def test_two_at_once_in_one_folder(tmp_path):
+    words = [sys.executable, SCRIPT, '--source=demo', '--n_reviews=100000000']
+    first = subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE)
+    try:
+        while not list(tmp_path.rglob('train.txt')):
+            time.sleep(0.01)
+        second = run('prepare.py', '--source=demo', '--n_reviews=50', cwd=tmp_path, ok=False)
+        assert 'another' in second.stderr
+    finally:
+        first.kill()
+        first.wait()
+    works(tmp_path, '--source=demo', '--n_reviews=500', '--mode=manual')
+    assert not list(tmp_path.rglob('*.part'))  # what the first left was cleared away
 
 
 def interrupt(folder, words, when, signal_number, everyone=False):
@@ -487,7 +804,7 @@ def interrupt(folder, words, when, signal_number, everyone=False):
     """
     run = subprocess.Popen([sys.executable, SCRIPT, *words], cwd=folder, start_new_session=True,
                            stderr=subprocess.PIPE, text=True)
-    while not list(folder.rglob(when)):
+    while not list(folder.glob(f'**/{when}')):
         time.sleep(0.01)
         assert run.poll() is None
     if everyone:
@@ -505,17 +822,17 @@ def interrupt(folder, words, when, signal_number, everyone=False):
 def test_an_interrupted_run_leaves_nothing(tmp_path, signal_number):
     words = ['--source=demo', '--n_reviews=100000000']
     for everyone in (False, True):
-        interrupt(tmp_path, words, 'train.txt.part', signal_number, everyone)
+        interrupt(tmp_path, words, 'new.*.part/train.txt', signal_number, everyone)
         assert not files_of(tmp_path)
 
 
 @pytest.mark.parametrize('signal_number', [signal.SIGINT, signal.SIGTERM])
 def test_a_run_interrupted_while_it_encodes_leaves_the_texts(tmp_path, signal_number):
     for name in SIDES.values():
-        (tmp_path / name).write_text(f'1\t{GOOD} {GOOD}\n' * 300_000, 'utf-8')
+        write(tmp_path / name, f'1\t{GOOD} {GOOD}\n' * 300_000)
     before = files_of(tmp_path)
     words = ['--data_dir=.', '--mode=manual']
-    interrupt(tmp_path, words, 'train.bin.part', signal_number)
+    interrupt(tmp_path, words, 'new.*.part/train.bin', signal_number)
     assert files_of(tmp_path) == before
 
 
@@ -550,6 +867,88 @@ def test_memory_does_not_grow_with_the_text(tmp_path):
     n_bytes = (tmp_path / 'r.txt').stat().st_size
     assert n_bytes > 15e6
     assert peak[400_000] - peak[20_000] < n_bytes / 2
+
+
+# --- on all cores ---
+
+def square(base, x):
+    """Even numbers take longer, so that the results are ready in another order."""
+    time.sleep(0.02 if x % 2 == 0 else 0)
+    if x == base:
+        raise UserError('the base is not welcome')
+    return x * x
+
+
+@pytest.mark.parametrize('n', [0, 1, 3, 50])
+def test_results_come_in_the_order_of_the_items(n):
+    assert list(map_ordered(square, range(n), -1)) == [x * x for x in range(n)]
+
+
+def test_items_are_taken_only_as_they_are_needed():
+    taken = []
+
+    def numbers():
+        for x in range(1000):
+            taken.append(x)
+            yield x
+
+    results = map_ordered(square, numbers(), -1)
+    for n_results in range(1, 20):
+        next(results)
+        assert len(taken) <= n_results + 16  # twice as many as there are processes
+    results.close()
+
+
+def test_a_mistake_in_a_process_stays_one_sentence():
+    with pytest.raises(UserError, match='^the base is not welcome$'):
+        list(map_ordered(square, range(10), 3))
+
+
+def die_at_3(x):
+    if x == 3:
+        os.kill(os.getpid(), signal.SIGKILL)  # as a system does that is out of memory
+    return x
+
+
+def test_a_process_that_was_killed_is_missed():
+    with pytest.raises(UserError, match='memory'):
+        list(map_ordered(die_at_3, range(100)))
+
+
+NEVER_READY = r"""
+import os, time
+from parts.corpus import map_ordered
+
+def report(x):
+    os.write(1, f'{os.getpid()}\n'.encode())  # at once, not between the halves of another
+    time.sleep(0.01)
+
+for _ in map_ordered(report, range(10 ** 9)):
+    pass
+"""
+
+
+def is_running(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    stat = Path(f'/proc/{pid}/stat')
+    return not stat.exists() or stat.read_text().split()[2] != 'Z'  # Z: ended, not yet reaped
+
+
+def test_no_process_outlives_the_one_that_started_it(tmp_path):
+    script = tmp_path / 'script.py'
+    script.write_text(NEVER_READY)
+    run = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True,
+                           env={**os.environ, 'PYTHONPATH': str(ROOT)})
+    workers = {int(run.stdout.readline()) for _ in range(40)}
+    run.kill()
+    run.wait()
+    end = time.time() + 10
+    while any(is_running(pid) for pid in workers) and time.time() < end:
+        time.sleep(0.05)
+    assert not any(is_running(pid) for pid in workers)
 
 
 # --- the vocabularies ---
@@ -604,7 +1003,7 @@ def test_characters_are_counted(tmp_path):
 
 
 def test_a_vocabulary_no_larger_than_the_text_can_fill(tmp_path):
-    (tmp_path / 'r.txt').write_text('\n'.join(f'굿 {i}' for i in range(30)), 'utf-8')
+    write(tmp_path / 'r.txt', '\n'.join(f'굿 {i}' for i in range(30)))
     out = works(tmp_path, '--source=r.txt', '--vocab_size=65536')
     size = read_meta(tmp_path / 'data/r/tokenizer')['vocab_size']
     assert f'{size:,} ids, all that the text can fill' in out

@@ -1,4 +1,5 @@
 """How a model reads: surprise token by token, the rating of a text, negative against positive."""
+import math
 import random
 
 import pytest
@@ -7,9 +8,9 @@ from conftest import random_model
 
 from model import Config, build
 from parts.scoring import (
-    area_under_roc,
     batches_by_length,
     cut_into_pieces,
+    known_ratings,
     rating_log_probs,
     sentiment,
     sentiment_scores,
@@ -83,13 +84,13 @@ def test_rating_log_probs_are_bayes_rule():
     assert log_probs.shape == (2, 3)
     for column, rating_id in enumerate((1, 2, 3)):
         ids = torch.tensor([[EOS, rating_id, *text, EOS]])
-        nats = model(ids[:, :-1], ids[:, 1:]).item()
-        assert log_probs[0, column].item() == pytest.approx(-nats, abs=1e-4)
+        nats, _ = model(ids[:, :-1], ids[:, 1:])
+        assert log_probs[0, column].item() == pytest.approx(-nats.item(), abs=1e-4)
 
 
 @both_archs
 def test_a_model_that_reads_is_asked_at_the_end_of_the_text(arch):
-    model = random_model(arch, reads=True, bos=7)             # chunk_size is 16
+    model = random_model(arch, reads_ratings=True, bos=7)             # chunk_size is 16
     short, longer = [5, 9, 11], random_ids(30)
     rating_ids = [1, 2, 3]
 
@@ -104,11 +105,24 @@ def test_a_model_that_reads_is_asked_at_the_end_of_the_text(arch):
         assert torch.allclose(found, wanted, atol=1e-5)
 
 
+@both_archs
+def test_ratings_that_never_follow_eos_are_not_known(arch):
+    model = random_model(arch)
+    opening = model.model.norm(model.hidden(torch.tensor([[EOS]])))[0, 0]
+    with torch.no_grad():
+        for start, share in ((1, 0.5), (2, 0.4999), (3, 0.0001)):
+            model.lm_head.weight[start] = opening / opening.square().sum() * math.log(share)
+    assert known_ratings(model.train(), EOS, start_ids=[1, 2, 3]) == [0, 1]
+    assert known_ratings(model, EOS, start_ids=[3, 2, 1]) == [1]
+    assert known_ratings(model, EOS, start_ids=[3, 1]) == []
+    assert model.training, 'as it was before'
+
+
 # --- negative or positive? ---
 
 @both_archs
 def test_what_a_reading_model_says_of_negative_and_positive(arch):
-    model = random_model(arch, reads=True, bos=7)
+    model = random_model(arch, reads_ratings=True, bos=7)
     rated = [(n % 2, random_ids(n + 1, seed=n)) for n in range(30)]
     scores = sentiment(model, [1, 2, 3], rated, own_nats=None)
     prior = model(torch.tensor([[EOS]]))[0, 0].log_softmax(dim=-1)[1:3]
@@ -137,25 +151,6 @@ def test_scores_that_all_tie_are_no_better_than_a_coin():
     assert scores['confusion'] == [[0, 2], [0, 5]]
 
 
-def test_sentiment_is_the_likelier_of_the_two_ratings():
-    model = random_model()
-    rated = [(n % 2, random_ids(n + 1, seed=n)) for n in range(30)]
-    reviews = [[EOS, 1 + rating, *ids, EOS] for rating, ids in rated]
-    own_nats = [nats for nats, _ in surprise(model, reviews)]
-    scores = sentiment(model, [1, 2], rated, own_nats)
-
-    log_probs = rating_log_probs(model, [ids for _, ids in rated], [1, 2])
-    prior = model(torch.tensor([[EOS]]))[0, 0].log_softmax(dim=-1)[1:3]
-    truth = torch.tensor([rating for rating, _ in rated])
-    guess = log_probs.argmax(dim=1)
-    even_guess = (log_probs - prior).argmax(dim=1)
-    table = [[((truth == t) & (guess == g)).sum().item() for g in (0, 1)] for t in (0, 1)]
-    recall = [(even_guess[truth == t] == t).double().mean().item() for t in (0, 1)]
-    assert scores['confusion'] == table
-    assert scores['sentiment_balanced_accuracy_at_even_odds'] == pytest.approx(sum(recall) / 2)
-    assert 0 < table[0][1] + table[1][0] < 30, 'right and wrong both occur, or this tests little'
-
-
 def test_sentiment_scores_by_hand():
     truth = [0, 0, 0, 1, 1, 1, 1, 1]
     log_odds = [-2, -1, 3, -1, 1, 2, 4, 5]                    # wrong: the third and the fourth
@@ -168,22 +163,6 @@ def test_sentiment_scores_by_hand():
     assert scores['sentiment_macro_f1'] == pytest.approx((2 * 2 / 6 + 2 * 4 / 10) / 2)
     wins = 4.5 + 5 + 2                                        # positives above -1 (a tie), -2 and 3
     assert scores['sentiment_auc'] == pytest.approx(wins / 15)
-
-
-def test_area_under_roc_counts_pairs():
-    source = random.Random(0)
-    truth = [source.randint(0, 1) for _ in range(200)]
-    scores = [source.randint(0, 9) + 3 * rating for rating in truth]  # with many ties
-    wins = 0
-    for positive, rating in zip(scores, truth):
-        for negative, other in zip(scores, truth):
-            if rating == 1 and other == 0:
-                wins += 1 if positive > negative else 0.5 if positive == negative else 0
-    n_positive = sum(truth)
-    by_pairs = wins / (n_positive * (200 - n_positive))
-    assert area_under_roc(truth, scores) == pytest.approx(by_pairs, rel=1e-12)
-    assert area_under_roc([0, 1], [0.0, 1.0]) == 1
-    assert area_under_roc([0, 1], [1.0, 0.0]) == 0
 
 
 def test_scikit_learn_computes_the_same_scores():

@@ -10,16 +10,13 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import NO_SUCH_GPU, ROOT, run
+from conftest import NO_SUCH_GPU, ROOT, SMALL, run
 from matplotlib.image import imread
 
-import sample
-from model import Config
 from parts.corpus import RATING_NAMES, read_split
 from parts.folder import load_model
 from parts.scoring import log_joint, rating_log_probs, surprise
 from parts.vocabulary import load_vocabulary
-from sample import BATCH_BYTES, MOST_ROWS, rows_at_once
 
 NAMES = [english for english, _ in RATING_NAMES]
 
@@ -108,52 +105,6 @@ def test_models_of_both_archs_and_modes_in_one_table(models, tmp_path):
         assert f'{row["sentiment_auc"]:.3f}' in second
 
 
-def test_sentiment_is_counted_right(demo, models):
-    score, = scores(f'--model_path={models / "decoder"}', '--n_tokens=0.02')
-    (nn, np_), (pn, pp) = score['confusion']                  # rows: what it is; columns: as read
-    assert score['sentiment_accuracy'] == pytest.approx((nn + pp) / (nn + np_ + pn + pp))
-    recall = [nn / (nn + np_), pp / (pn + pp)]
-    assert score['sentiment_balanced_accuracy'] == pytest.approx(sum(recall) / 2)
-    f1 = [2 * hits / (2 * hits + np_ + pn) for hits in (nn, pp)]
-    assert score['sentiment_macro_f1'] == pytest.approx(sum(f1) / 2)
-
-    model, vocabulary = open_folder(models / 'decoder')
-    reviews = list(read_split(demo / 'validation.txt'))[:score['reviews']]
-    rated = [(rating, text) for rating, text in reviews if rating < 2]
-    truth = torch.tensor([rating for rating, _ in rated])
-    texts = vocabulary.encode([text for _, text in rated])
-    log_probs = rating_log_probs(model, texts, vocabulary.rating_ids[:2])
-    prior = model(torch.tensor([[vocabulary.eos]]))[0, -1].log_softmax(dim=-1)
-    even = (log_probs - prior[vocabulary.rating_ids[:2]]).argmax(dim=1)
-    even_recall = [(even[truth == t] == t).double().mean().item() for t in (0, 1)]
-    told = score['sentiment_balanced_accuracy_at_even_odds']
-    assert told == pytest.approx(sum(even_recall) / 2)
-    guess = log_probs.argmax(dim=1)
-    table = [[((truth == t) & (guess == g)).sum().item() for g in (0, 1)] for t in (0, 1)]
-    assert table == score['confusion']
-
-
-def test_a_linear_model_is_measured_on_the_same_reviews(demo, models, tmp_path):
-    model_path = f'--model_path={models / "decoder"}'
-    ours, linear = scores(model_path, '--n_tokens=0.02', '--baseline=true')
-    assert linear['model_path'] == 'a linear model'
-    assert sum(map(sum, linear['confusion'])) == sum(map(sum, ours['confusion']))
-    assert linear['sentiment_auc'] > 0.95, 'the ratings of the demo show in its words'
-    said = run('eval.py', model_path, '--n_tokens=0.02', '--baseline=true', cwd=tmp_path).stdout
-    row, = [line for line in said.splitlines() if line.startswith('a linear model ')]
-    assert f'{linear["sentiment_macro_f1"]:.3f}' in row
-
-    (tmp_path / 'sklearn.py').write_text('raise ImportError')
-    done = run('eval.py', model_path, '--baseline=true', ok=False, env={'PYTHONPATH': tmp_path})
-    assert 'pip install scikit-learn' in done.stderr
-    shutil.copytree(models / 'decoder', tmp_path / 'moved')
-    (tmp_path / 'train.txt').write_text('1\t맛있어요\n2\t그냥 그래요\n', 'utf-8')
-    edit(tmp_path / 'moved/meta.json', data_dir=str(tmp_path))
-    done = run('eval.py', f'--model_path={tmp_path / "moved"}', f'--data_dir={demo}',
-               '--baseline=true', ok=False)
-    assert 'nothing to learn' in done.stderr
-
-
 def test_eval_reads_another_data_folder(models, tmp_path):
     lines = [f'처음 보는 문장 {i} 😀' for i in range(50)]
     (tmp_path / 'x.txt').write_text('\n'.join(lines), 'utf-8')
@@ -193,6 +144,20 @@ def test_pictures_are_drawn_with_matplotlib_and_not_missed_without(models, tmp_p
     assert bare != drawn
     told = '\nout/ladder.png: the same as a picture\nout/scaling.png: quality against cost\n'
     assert bare == drawn.replace(told, '')
+
+
+def test_an_unseen_character_pays_for_which_it_was(models, tmp_path):
+    """So a vocabulary of nothing but <unk> does not win."""
+    def bits(text, name):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'validation.txt').write_text(f'1\t{text}\n', 'utf-8')
+        return scores(f'--model_path={models / "manual"}', f'--data_dir={tmp_path / name}')[0]
+    once, twice = bits('점심에 龍', 'once'), bits('점심에 龍龍', 'twice')
+    assert once['unseen'] == pytest.approx(1 / 5)
+    assert twice['unseen'] == pytest.approx(2 / 6)
+    for row, n_chars, n_unseen in ((once, 5, 1), (twice, 6, 2)):
+        told = row['loss'] * row['tokens'] / math.log(2)
+        assert row['bits_per_char'] * n_chars - told == pytest.approx(n_unseen * math.log2(1112064))
 
 
 # --- eval.py: a sentence ---
@@ -261,17 +226,6 @@ def test_more_samples_begin_with_the_batches_of_fewer(models):
     assert more[256:512] != more[:256]
 
 
-def test_a_batch_has_as_many_rows_as_fit_into_memory():
-    small = Config(vocab_size=600, d_model=64, n_layers=2, nhead=1, chunk_size=64)
-    large = Config(vocab_size=8000, d_model=1024, n_layers=24, nhead=16, chunk_size=1024)
-    assert rows_at_once(small, T=2, n_readings=1) == MOST_ROWS
-    kept = min(1024, 2 + sample.max_token)                    # tokens, each with a key and a value
-    rows = BATCH_BYTES / (2 * kept * 24 * 1024 * 4)
-    assert rows_at_once(large, T=2, n_readings=1) == pytest.approx(rows, abs=1)
-    assert rows_at_once(large, T=2, n_readings=3) == pytest.approx(rows / 3, abs=1)
-    assert rows_at_once(large, T=100_000, n_readings=3) == 1
-
-
 def test_a_thousand_million_samples_come_in_batches(models):
     """They are written as they come, in memory that does not grow, until the reader hangs up."""
     words = [sys.executable, str(ROOT / 'sample.py'), f'--model_path={models / "decoder"}',
@@ -290,8 +244,8 @@ def test_the_rating_picked_is_said_and_the_asked_one_is_written(models):
     picked = [line[1:line.index(']')] for line in lines]
     assert 15 <= picked.count('positive') <= 33
     assert set(picked) <= set(NAMES)
-    review, said = write(models / 'decoder', '--prompt=', '--rating=negative', '--show_rating=true')
-    model, vocabulary = open_folder(models / 'decoder')
+    review, said = write(models / 'manual', '--prompt=', '--rating=negative', '--show_rating=true')
+    model, vocabulary = open_folder(models / 'manual')
     log_probs = rating_log_probs(model, vocabulary.encode([review]), vocabulary.rating_ids)
     shares = log_probs[0].softmax(dim=0).tolist()
     words = [f'{name} {share:.0%}' for name, share in zip(NAMES, shares)]
@@ -360,6 +314,73 @@ def test_every_prompt_works(models, name):
             assert len(review) >= len(cleaned)
 
 
+def test_a_text_of_several_lines_is_written_and_begun_with_them(models, tmp_path):
+    """The folder says what one text was; here its commonest letter becomes a line break."""
+    folder = tmp_path / 'lines'
+    shutil.copytree(models / 'manual', folder)
+    characters = json.loads((folder / 'characters.json').read_text('utf-8'))
+    letter, characters[7] = characters[7], '\n'
+    (folder / 'characters.json').write_text(json.dumps(characters), 'utf-8')
+    edit(folder / 'meta.json', unit='file')
+    flags = ['--rating=positive', '--seed=1', '--max_token=60']
+    plain = run('sample.py', f'--model_path={models / "manual"}', f'--prompt=점심에{letter}친구',
+                *flags).stdout
+    said = run('sample.py', f'--model_path={folder}', '--prompt=점심에\n친구', *flags).stdout
+    assert said == plain.replace(letter, '\n')
+    assert said.startswith('점심에\n친구')
+    two = run('sample.py', f'--model_path={folder}', '--prompt=점심에\n  친구', '--num_samples=2',
+              *flags).stdout
+    first, second, rest = two.split('---------------\n')
+    assert first.startswith('점심에\n  친구') and second.startswith('점심에\n  친구')
+    assert rest == ''
+
+
+def test_a_pipe_that_says_nothing_is_told_of_the_prompt(models):
+    """As in a notebook, where nobody can type."""
+    said = run('sample.py', f'--model_path={models / "decoder"}', ok=False).stderr
+    assert '--prompt=' in said
+
+
+# --- texts without ratings ---
+
+def test_a_model_that_never_saw_a_rating_claims_none(songs):
+    path = f'--model_path={songs}'
+    for flag in ('--rating=positive', '--show_rating=true'):
+        said = run('sample.py', path, '--prompt=line', flag, ok=False).stderr
+        assert 'trained on texts without ratings' in said
+    written = run('sample.py', path, '--prompt=line', '--num_samples=3', '--max_token=9').stdout
+    assert [line[:4] for line in written.splitlines()] == ['line'] * 3
+    table = run('eval.py', path, '--n_tokens=0.001').stdout
+    assert not re.search('rating|review|negative', table)
+
+
+def test_such_a_model_tells_the_surprise_of_a_sentence(songs):
+    text = 'line 12: the 5 little words of 1 songs'
+    done = run('eval.py', f'--model_path={songs}', f'--text={text}')
+    assert 'never saw texts of different ratings' in done.stderr
+    model, vocabulary = open_folder(songs)
+    row = [vocabulary.eos, vocabulary.start_ids[-1], *vocabulary.encode([text])[0], vocabulary.eos]
+    nats, _ = surprise(model, [row])[0]
+    bits = nats[1:-1].sum().item() / math.log(2) / len(text)
+    assert done.stdout == f'{bits:6.2f}   {text}\n'
+
+
+def test_only_ratings_that_the_model_saw_are_told(models, tmp_path):
+    """As movie reviews have them: negative and positive ones alone."""
+    data = tmp_path / 'data'
+    data.mkdir()
+    lines = [f'{n % 2}\t{"좋아요" if n % 2 else "싫어요"} {n}' for n in range(400)]
+    for name in ('train.txt', 'validation.txt'):
+        (data / name).write_text('\n'.join(lines) + '\n', 'utf-8')
+    run('prepare.py', f'--data_dir={data}', '--vocab_size=300')
+    run('train.py', f'--data_dir={data}', f'--out_dir={tmp_path / "out"}', *SMALL, '--epochs=3')
+    said, = write(tmp_path / 'out', '--prompt=', '--rating=1', '--show_rating=true')[1:]
+    assert re.fullmatch('    reads as negative \\d+%, positive \\d+%', said)
+    refusal = run('sample.py', f'--model_path={tmp_path / "out"}', '--prompt=', '--rating=2',
+                  ok=False).stderr
+    assert 'never saw a text that is ambiguous; it knows negative and positive ones' in refusal
+
+
 # --- both ---
 
 def test_flags_that_agree_are_fine_and_others_refused(demo, models):
@@ -379,7 +400,8 @@ def test_flags_that_agree_are_fine_and_others_refused(demo, models):
     (['--rating=good'], 'negative (0, 부정), positive (1, 긍정), ambiguous (2, 보통)'),
     (['--max_token=0'], 'max_token=0: it takes 1 or more'),
     (['--num_samples=0'], 'num_samples=0: it takes 1 or more'),
-    (['--temperature=-1'], 'temperature=-1.0: it takes 0 or more'),
+    (['--temperature=1e-40'], 'temperature=1e-40: it takes 0, which is'),
+    (['--guidance=1e39'], 'guidance=1e+39: it takes 0 to 1000'),
     (['--top_p=0'], 'top_p=0.0: it takes more than 0'),
     (['--seed=-1'], 'seed=-1: it takes 0 to'),
     ([f'--seed={2**63}'], 'it takes 0 to'),

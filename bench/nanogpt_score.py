@@ -1,0 +1,74 @@
+"""nanoGPT's score, in the unit and on the tokens of ours: bits per character.
+
+    python -m bench.nanogpt_score --nanogpt=../nanoGPT --data_dir=data/movie
+
+    out/ckpt.pt of nanoGPT → val.bin in windows → -log P of every token → bits per character
+
+Each token is predicted from at least half a row of context. In separate windows nanoGPT would lose
+a little, because the first tokens of each would have nothing before them. docs/SPEEDRUN.md says how
+nanoGPT is trained.
+"""
+import importlib.util
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from configurator import configure
+from parts.data import map_file, read_meta
+from parts.errors import UserError, run_script
+
+nanogpt = ''           # a checkout of nanoGPT, with the out/ckpt.pt that its train.py wrote
+data_dir = 'data/kr3'  # what prepare.py wrote, and nanoGPT was trained on
+n_tokens = 0.131072    # million validation tokens
+configure(globals())
+
+
+def main():
+    folder = Path(nanogpt).expanduser()
+    checkpoint = folder / 'out/ckpt.pt'
+    if not checkpoint.exists():
+        raise UserError(f'nanogpt={nanogpt!r} is no folder with an out/ckpt.pt; train nanoGPT first')
+    model = load_nanogpt(folder / 'model.py', checkpoint)
+    meta = read_meta(data_dir, 'tokenizer')
+    n = min(round(n_tokens * 1e6), meta['val_tokens'] - 1)
+    ids = map_file(Path(data_dir, 'tokenizer', 'val.bin'), '<u2')[:n + 1].astype(np.int64)
+    nats = surprise(model, torch.from_numpy(ids)) / n
+    bits = nats / math.log(2) * (meta['val_tokens'] - 1) / meta['val_chars']
+    print(json.dumps({'tokens': n, 'loss': nats, 'bits_per_char': bits}))
+
+
+def load_nanogpt(source, checkpoint):
+    """The model that nanoGPT's train.py saved."""
+    spec = importlib.util.spec_from_file_location('nanogpt_model', source)  # ours is `model`
+    theirs = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(theirs)
+    saved = torch.load(checkpoint, map_location='cpu')
+    weights = {name.removeprefix('_orig_mod.'): w for name, w in saved['model'].items()}
+    model = theirs.GPT(theirs.GPTConfig(**saved['model_args']))
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+@torch.inference_mode()
+def surprise(model, ids):
+    """The sum of -log P in nats of the N tokens ids[1:], given ids (N + 1,).
+
+    A window has block_size tokens. Those of its second half are scored; the first half is context.
+    """
+    half = model.config.block_size // 2
+    nats = 0.0
+    for first in range(0, len(ids) - 1, half):
+        window = ids[max(0, first - half):first + half + 1]
+        x, y = window[None, :-1], window[None, 1:]            # (1, T) each
+        n_new = len(ids[first:first + half + 1]) - 1          # at the end there may be fewer
+        logits, _ = model(x, y)                               # (1, T, V)
+        nats += F.cross_entropy(logits[0, -n_new:], y[0, -n_new:], reduction='sum').item()
+    return nats
+
+
+if __name__ == '__main__':
+    run_script(main)

@@ -1,0 +1,161 @@
+"""The scripts under bench/, run as their first lines say, on small data."""
+import ast
+import json
+import math
+import os
+import re
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, python, run
+
+from parts.corpus import read_split
+from parts.data import map_file, open_stream, read_meta
+
+NANOGPT = '''
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass
+class GPTConfig:
+    block_size: int
+    vocab_size: int
+
+
+class GPT(torch.nn.Module):
+    """Says the same of every next token; where it sees too little before one, it says nonsense."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.scores = torch.nn.Parameter(torch.zeros(config.vocab_size))
+
+    def forward(self, x, y):
+        assert x.shape[1] <= self.config.block_size
+        logits = self.scores.repeat(*x.shape, 1)
+        logits[:, :SEEN, 0] += 100 * (x.shape[1] > SEEN)
+        return logits, None
+'''
+
+
+def bench(name, *flags, ok=True):
+    """Run a script of bench/ to its end; returns its standard output, or its one sentence."""
+    words = [*python(), '-m', f'bench.{name}', *map(str, flags)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == (0 if ok else 2), done.stderr[-3000:]
+    assert 'Traceback' not in done.stderr, done.stderr
+    return done.stdout if ok else done.stderr
+
+
+@pytest.mark.parametrize('path', sorted(ROOT.glob('bench/*.py')), ids=lambda path: path.stem)
+def test_a_script_opens_with_its_command(path):
+    assert f'python -m bench.{path.stem} ' in ast.get_docstring(ast.parse(path.read_text('utf-8')))
+
+
+def test_nothing_imports_bench():
+    for path in [*ROOT.glob('*.py'), *ROOT.glob('parts/*.py')]:
+        assert not re.search(r'^\s*(from|import) bench', path.read_text('utf-8'), re.MULTILINE)
+
+
+def test_nanogpt_is_scored_in_our_unit_with_half_a_row_before_each_token(demo, tmp_path):
+    (tmp_path / 'model.py').write_text(NANOGPT.replace('SEEN', '32'), 'utf-8')
+    meta = read_meta(demo, 'tokenizer')
+    scores = torch.randn(meta['vocab_size'], generator=torch.Generator().manual_seed(0))
+    (tmp_path / 'out').mkdir()
+    saved = {'model_args': {'block_size': 64, 'vocab_size': meta['vocab_size']},
+             'model': {'_orig_mod.scores': scores}}
+    torch.save(saved, tmp_path / 'out/ckpt.pt')
+    said = json.loads(bench('nanogpt_score', f'--nanogpt={tmp_path}', f'--data_dir={demo}',
+                            '--n_tokens=0.001'))
+    ids = map_file(demo / 'tokenizer/val.bin', '<u2')[1:1001].astype(np.int64)
+    nats = -scores.log_softmax(dim=0)[torch.from_numpy(ids)].mean().item()
+    assert said['tokens'] == 1000
+    assert said['loss'] == pytest.approx(nats, rel=1e-5)
+    chars_per_token = meta['val_chars'] / (meta['val_tokens'] - 1)
+    assert said['bits_per_char'] == pytest.approx(nats / math.log(2) / chars_per_token, rel=1e-5)
+
+
+def test_a_linear_model_stands_beside_ours_on_the_same_texts(demo, models):
+    folder = models / 'decoder'
+    said = bench('linear_model', f'--data_dir={demo}', f'--model_path={folder}', '--device=cpu')
+    rated = [rating for rating, _ in read_split(demo / 'validation.txt') if rating in (0, 1)]
+    assert said.startswith(f'{len(rated)} texts, {sum(rated)} of them positive')
+    linear = re.search(r'a linear model +(.*)', said)[1].split()
+    ours = re.search(rf'{re.escape(str(folder))} +(.*)', said)[1].split()
+    assert float(linear[-1]) > 0.95, 'the ratings of the demo show in its words'
+    scores = json.loads(run('eval.py', f'--model_path={folder}', '--json=true').stdout)
+    names = ['accuracy', 'balanced_accuracy', 'balanced_accuracy_at_even_odds', 'macro_f1', 'auc']
+    for value, name in zip(ours, names, strict=True):
+        assert float(value) == pytest.approx(scores[f'sentiment_{name}'], abs=0.002)
+
+
+def test_a_linear_model_reads_what_was_written(demo, tmp_path):
+    for rating, name in enumerate(('negative', 'positive')):
+        texts = [text for r, text in read_split(demo / 'validation.txt') if r == rating][:50]
+        (tmp_path / name).write_text('\n'.join(texts), 'utf-8')
+    said = bench('linear_model', f'--data_dir={demo}',
+                 f'--texts={tmp_path / "negative"},{tmp_path / "positive"}')
+    shares = re.findall(r': 50 texts, (\S+)% read as negative, (\S+)% as positive', said)
+    assert float(shares[0][0]) > 90
+    assert float(shares[1][1]) > 90
+
+
+def test_a_linear_model_asks_for_what_it_lacks(demo, tmp_path):
+    (tmp_path / 'train.txt').write_text('1\t맛있어요\n2\t그냥 그래요\n', 'utf-8')
+    said = bench('linear_model', f'--data_dir={tmp_path}', f'--read_dir={demo}', ok=False)
+    assert 'nothing to learn' in said
+    (tmp_path / 'sklearn.py').write_text('raise ImportError')
+    words = [*python(), '-m', 'bench.linear_model', f'--data_dir={demo}']
+    env = {**os.environ, 'PYTHONPATH': str(tmp_path)}
+    done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count('\n')) == (2, 1)
+    assert 'pip install scikit-learn' in done.stderr
+
+
+def test_long_texts_and_topics_are_left_out_of_training_alone(tmp_path):
+    lines = [f'{n % 2}\t{"가" * (n + 1)}\n' for n in range(20)]
+    lines[3] = '1\t음악이 좋다\n'
+    for name in ('train.txt', 'validation.txt'):
+        (tmp_path / name).write_text(''.join(lines), 'utf-8')
+    bench('shift', f'--data_dir={tmp_path}', f'--output_dir={tmp_path}')
+
+    def lines_of(name):
+        return (tmp_path / name).read_text('utf-8').splitlines(keepends=True)
+
+    assert lines_of('shift/train.txt') == lines[:3] + lines[4:19]   # of 18 at most 19 characters
+    assert lines_of('shift/validation.txt') == lines
+    assert lines_of('long/validation.txt') == lines[19:]
+    assert lines_of('topics/validation.txt') == [lines[3]]
+    assert run('prepare.py', f'--data_dir={tmp_path / "shift"}', '--mode=manual', '--min_count=1',
+               f'--output_dir={tmp_path / "shift"}').stdout
+
+
+def test_a_corpus_is_repeated_and_watched(demo, tmp_path):
+    said = bench('two_billion', f'--data_dir={demo}', f'--output_dir={tmp_path}', '--times=3',
+                 '--d_model=32', '--n_layers=1', '--n_tokens=0.05', '--epochs=2', '--batch_size=8')
+    meta = read_meta(tmp_path, 'tokenizer')
+    ids, offsets = open_stream(tmp_path / 'tokenizer', meta, 'train')
+    old, old_offsets = open_stream(demo / 'tokenizer', read_meta(demo, 'tokenizer'), 'train')
+    assert ids.tolist() == old[:-1].tolist() * 3 + old[-1:].tolist()
+    assert len(offsets) == 3 * (len(old_offsets) - 1) + 1
+    assert (ids[offsets.astype(np.int64)] == meta['eos']).all()
+    assert said.startswith(f'{len(ids):,} tokens; ')
+    memory = int(re.search(r'([\d,]+) MB', said)[1].replace(',', ''))
+    assert 50 < memory < 3000
+    n_steps = 2 * (50_000 // (8 * 256))
+    assert f'a step: {n_steps - 3} times' in said, 'all but the first, an epoch, and the last'
+    assert 'the first of an epoch: 1 times' in said
+
+
+def test_offsets_and_a_shard_are_timed(tmp_path):
+    said = bench('offsets', '--n_texts=10000', '--batch_size=16', f'--output_dir={tmp_path}')
+    n_tokens = int(re.search(r'10,000 texts, ([\d,]+) tokens', said)[1].replace(',', ''))
+    assert n_tokens == pytest.approx(10_000 * 65, rel=0.01)
+    n_steps = n_tokens // (16 * 256)
+    assert f' {n_steps} steps\n' in said
+    assert 'a shard of 256 steps' in said
+    assert not list(tmp_path.iterdir()), 'nothing stays'
