@@ -86,18 +86,18 @@ class Data:
     def pack_shard(self, epoch, shard):
         """The rows of a shard in random order, each a list of (start, length) in the stream.
 
-        Rows are not quite full, so there are a few more than the shard's steps take: 0.2% or less.
+        Rows are not quite full, so there are a few more than the shard's steps take.
         """
         T = self.row_length
-        from_token = shard * self.steps_per_shard * self.tokens_per_step
+        rng = np.random.default_rng((self.seed, epoch))       # all shards of the epoch draw alike:
+        order = rng.permutation(len(self.group_lengths))      # which text comes after which,
+        begin = rng.integers(len(self.tokens))                # at which token of them all it begins,
+        first_cut = rng.integers(2, T + 1)                    # and where a long text is cut first
+
+        from_token = begin + shard * self.steps_per_shard * self.tokens_per_step
         n_steps = min(self.steps_per_shard, self.steps_per_epoch - shard * self.steps_per_shard)
         to_token = from_token + n_steps * self.tokens_per_step
-        starts, lengths, place = self.texts(epoch, from_token, to_token)
-
-        # a long text is cut at another place in every epoch: what had little before it has much
-        first_cut = T
-        if epoch:
-            first_cut = int(np.random.default_rng((self.seed, epoch)).integers(2, T + 1))
+        starts, lengths, place = self.texts(order, from_token, to_token)
         text, offset, length = cut(lengths, T, first_cut)     # (P,) each
         place = place[text] + offset
         inside = (place + length > from_token) & (place < to_token)
@@ -108,13 +108,13 @@ class Data:
         rows = pack(starts, length[chosen], offset == 0, T)
         return [rows[n] for n in rng.permutation(len(rows))]
 
-    def texts(self, epoch, from_token, to_token):
+    def texts(self, order, from_token, to_token):
         """(starts, lengths, place) of the texts that fill these tokens of an epoch, (R,) each.
 
-        An epoch puts the texts into a random order; place is where a text begins in that order.
-        More than a million are shuffled in small groups of neighbours.
+        order: of the texts, or of small groups of neighbours where there are more than a million;
+        after the last one comes the first one again. place is where a text begins in this order.
         """
-        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.group_lengths))
+        order = np.tile(order, 2)
         ends = np.cumsum(self.group_lengths[order])           # tokens up to the end of each group
         first = np.searchsorted(ends, from_token, side='right')
         last = np.searchsorted(ends, to_token, side='left')
