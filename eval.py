@@ -10,11 +10,13 @@
 
 Perplexity compares models of one vocabulary. Bits per character compare any two, for a character is
 a character to both. They pay for all that the model has to say: the rating, the text, and the
-`</s>` that ends it. A character that the vocabulary hides behind `<unk>` pays 20.1 bits more, for
-which of the 1,112,064 characters that Unicode can number it was: the order -1 of PPM, where all
-characters are equally likely (Cleary & Witten 1984). So a vocabulary gains nothing by hiding what
-is rare. 'First guess' is how often the likeliest token was the right one. How a model rates texts
-is explained in parts/scoring.py.
+`</s>` that ends it. So that a vocabulary gains nothing by hiding what is rare, each character that
+it hides behind `<unk>` pays 20.1 bits more, for which of the 1,112,064 characters that Unicode can
+number it was. (PPM does so at its order -1, Cleary & Witten 1984.) A tokenizer of the Hub may change
+a text before it spells it, as ½ to 1⁄2; then the bits are those of the changed text.
+
+'First guess' is how often the likeliest token was the right one. How a model rates texts is
+explained in parts/scoring.py.
 """
 import math
 import os
