@@ -32,7 +32,7 @@ from parts.errors import UserError, run_script
 from parts.folder import MODEL_FLAGS, find_model_folder, open_model
 from parts.machine import explain_failures, keep_freed_memory, select_device, select_dtype
 from parts.pictures import colour_by_surprise, draw_ladder, draw_scaling
-from parts.scoring import BITS_OF_UNSEEN, known_ratings, rating_log_probs, sentiment, surprise
+from parts.scoring import BITS_OF_UNSEEN, rating_log_probs, sentiment, surprise
 from parts.vocabulary import printable
 
 model_path = ''            # a model folder, or several with commas ('': the newest under out/)
@@ -80,7 +80,7 @@ def compare_models(folders, device):
         row = {'model_path': str(folder), 'data_dir': str(data_dir)}
         if 'training_flops' in meta:                          # it was trained here
             row['training_flops'] = meta['training_flops']
-        row |= score(model.to(device), vocabulary, texts)
+        row |= score(model.to(device), vocabulary, meta['ratings'], texts)
         if floor:
             row['floor_bits_per_char'] = floor
             row['above_floor'] = row['bits_per_char'] / floor - 1
@@ -135,8 +135,11 @@ def read_floor(data_dir):
     return floor
 
 
-def score(model, vocabulary, texts):
-    """The scores of a model on texts [(rating, text)], under their names in --json."""
+def score(model, vocabulary, ratings, texts):
+    """The scores of a model on texts [(rating, text)], under their names in --json.
+
+    ratings: the numbers of those that the model knows.
+    """
     eos = vocabulary.eos
     batch_tokens = settings.batch_size * model.config.chunk_size
     encoded = vocabulary.encode([text for _, text in texts])
@@ -168,8 +171,7 @@ def score(model, vocabulary, texts):
         if rating in (0, 1):
             rated.append((rating, ids))
             own_nats.append(nats)
-    known = known_ratings(model, eos, vocabulary.start_ids)
-    if {0, 1} <= set(known) and len({rating for rating, _ in rated}) == 2:
+    if {0, 1} <= set(ratings) and len({rating for rating, _ in rated}) == 2:
         scores |= sentiment(model, vocabulary.rating_ids, rated, own_nats, batch_tokens)
     return scores
 
@@ -247,7 +249,7 @@ def rate_sentences(folder, device):
     A model that never saw ratings claims none: it says how many bits a character cost.
     """
     model, meta, vocabulary = open_model(folder, device, settings)
-    ratings = known_ratings(model, vocabulary.eos, vocabulary.start_ids)
+    ratings = meta['ratings']
     if len(ratings) < 2:
         print(f'{folder} never saw texts of different ratings, so it tells none; '
               'here are the bits per character', file=sys.stderr)

@@ -49,6 +49,7 @@ from parts.machine import (
     worth_compiling,
 )
 from parts.optim import get_lr, make_optimizer
+from parts.scoring import BITS_OF_UNSEEN
 from parts.vocabulary import vocabulary_files
 
 # --- data ---
@@ -236,7 +237,7 @@ def validate(model, data, val_rows, micro_rows, device, autocast):
     return (sums[0] / sums[1]).item()
 
 
-def log_row(step, tokens, seconds, train_loss, val_loss, to_bits_per_char, lr):
+def log_row(step, tokens, seconds, train_loss, val_loss, bits_per_char, lr):
     """A line of log.csv: {column: value}."""
     validated = val_loss is not None
     return {
@@ -245,7 +246,7 @@ def log_row(step, tokens, seconds, train_loss, val_loss, to_bits_per_char, lr):
         'seconds': f'{seconds:.2f}',
         'train_loss': f'{train_loss:.5f}',
         'val_loss': f'{val_loss:.5f}' if validated else '',
-        'bits_per_char': f'{val_loss * to_bits_per_char:.4f}' if validated else '',
+        'bits_per_char': f'{bits_per_char:.4f}' if validated else '',
         'lr': f'{lr:.3e}',
     }
 
@@ -268,19 +269,19 @@ def print_row(row, data, floor, speed, share_of_peak):
 def show_texts(model, data, run, device):
     """Print a short text of each rating, always of the same seed: one can watch it learn."""
     from parts.corpus import RATING_NAMES
-    from parts.vocabulary import load_vocabulary
+    from parts.vocabulary import load_vocabulary, printable
     vocabulary = load_vocabulary(Path(run.data_dir, run.mode))
     starts = [('', data.start_ids[-1])]
-    if data.rated:
-        names = [f'{english:9}  ' for english, _ in RATING_NAMES]
-        starts = zip(names, data.start_ids)
+    if data.ratings:
+        starts = [(f'{RATING_NAMES[n][0]:9}  ', data.start_ids[n]) for n in data.ratings]
     model.eval()
     for name, start in starts:
         idx = torch.tensor([[data.eos, start]], device=device)
         generator = torch.Generator(device).manual_seed(0)    # training's stays as it is
         columns = generate(model, idx, 40, vocabulary.banned, temperature=0.8, generator=generator)
         ids = [column.item() for column in columns]
-        print(f'    {name}{vocabulary.decode([i for i in ids if i != data.eos])}')
+        text = vocabulary.decode([i for i in ids if i != data.eos])
+        print(f'    {name}{printable(text)}')
     model.train()
 
 
@@ -338,6 +339,8 @@ def main():
             micro_rows -= 1
     # nats per token → bits per character, which compares models of any vocabulary
     to_bits_per_char = (meta['val_tokens'] - 1) / meta['val_chars'] / math.log(2)
+    # a character that <unk> hides pays for which it was, see eval.py
+    hidden_bits_per_char = data.n_hidden * BITS_OF_UNSEEN / meta['val_chars']
 
     # --- model ---
     model = (base or new_model(run, data, meta, checkpoint)).to(device)
@@ -417,17 +420,18 @@ def main():
         wandb_run = start_wandb(run, out, checkpoint)
     checkpoint = None  # its weights are copied: let the memory go
 
-    def save_best(val_loss):
+    def save_best(val_loss, bits_per_char):
         """The model folder: the best so far on validation."""
         from parts.folder import model_card, save_model  # here, for it is slow to import
         n_tokens = step * data.tokens_per_step
         facts = {
             **meta,
+            'ratings': data.ratings,                          # that the texts have
             'step': step,
             'tokens': n_tokens,
             'training_flops': flops_per_token * n_tokens,
             'val_loss': val_loss,
-            'bits_per_char': val_loss * to_bits_per_char,
+            'bits_per_char': bits_per_char,
             'data_dir': run.data_dir,
         }
         card = model_card(model, facts, out.resolve().name)
@@ -513,13 +517,14 @@ def main():
             continue
         train_loss = all_reduce(loss_sum / steps_since_log).item()
         seconds += time.perf_counter() - clock
-        val_loss = None
+        val_loss, bits_per_char = None, None
         if due:
             val_loss = validate(model, data, val_rows, micro_rows, device, autocast)
+            bits_per_char = val_loss * to_bits_per_char + hidden_bits_per_char
         check_finite(train_loss, val_loss or 0.0)
         if rank == 0:
             row = log_row(step, step * data.tokens_per_step, seconds, train_loss, val_loss,
-                          to_bits_per_char, lr)
+                          bits_per_char, lr)
             run_files.append_log(out, row)
             speed = (step - first_step) * data.tokens_per_step / (seconds - first_seconds)
             share_of_peak = flops_per_token * speed / peak
@@ -531,7 +536,7 @@ def main():
         if due and val_loss < best:
             best = val_loss
             if rank == 0:
-                save_best(val_loss)
+                save_best(val_loss, bits_per_char)
         if (due or stopping) and rank == 0:
             save_state()
         loss_sum, steps_since_log = torch.zeros((), device=device), 0

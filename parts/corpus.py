@@ -475,7 +475,7 @@ def why_left_out(text):
 def read_source(source, reader, report, revision='', n_reviews=0, seed=0):
     """Yield (file, number of the first row, rows) of a source, some thousand rows at a time.
 
-    A row is (text, label), and in the demo (text, label, bits), where bits is -log2 P(rating, text).
+    A row is (text, label), and in the demo (text, label, bits), bits being -log2 P(rating, text).
     n_reviews and seed are for the demo. Raises UserError.
     """
     if source == 'demo':

@@ -138,10 +138,12 @@ class Data:
         folder = Path(run.data_dir, run.mode)
         self.tokens, self.offsets = open_stream(folder, meta, 'train')
         self.val_tokens, self.val_offsets = open_stream(folder, meta, 'val')
+        self.n_hidden = int(np.isin(self.val_tokens, meta.get('unknown_ids', [])).sum())  # <unk>
         self.n_texts = len(self.offsets) - 1
-        self.rated = is_rated(self.tokens, self.offsets, rating_ids)
+        self.ratings = find_ratings(self.tokens, self.offsets, rating_ids)
         # the ffn is not asked for ratings: at the end of a text it sees the last words alone
-        self.asks_ratings = self.rated and run.read_share > 0 and run.arch == 'decoder'
+        asks = run.read_share > 0 and run.arch == 'decoder'
+        self.asks_ratings = asks and len(self.ratings) > 1
 
         self.group_size = -(-self.n_texts // MOST_GROUPS)
         self.group_lengths, lengths = self.read_lengths()
@@ -336,8 +338,8 @@ def map_file(path, dtype):
     return np.asarray(np.memmap(path, dtype, mode='r'))
 
 
-def is_rated(tokens, offsets, rating_ids):
-    """Whether the texts have ratings, and more than one: a thousand of them show it."""
+def find_ratings(tokens, offsets, rating_ids):
+    """The ratings that texts have, [0, 1, 2] or fewer: a thousand texts show it."""
     which = np.linspace(0, len(offsets) - 2, 1000).astype(np.int64)
-    starts = tokens[offsets[which].astype(np.int64) + 1]
-    return len(set(starts.tolist()) & set(rating_ids)) > 1
+    starts = set(tokens[offsets[which].astype(np.int64) + 1].tolist())
+    return [n for n, rating_id in enumerate(rating_ids) if rating_id in starts]

@@ -278,6 +278,7 @@ META_TYPES = {               # of what is used: another person may have written 
     'vocab_size': int,
     'vocabulary_licence': str,
     'sources': list,
+    'ratings': list,
     'bits_per_char': (int, float),
     'training_flops': (int, float),
 }
@@ -298,6 +299,9 @@ def read_model_meta(folder, config):
         is_source = isinstance(source, dict) and {'name', 'licence'} <= source.keys()
         if not is_source or not isinstance(source.get('train_reviews', 0), int):
             raise UserError(f'{path}: {source!r} is no source of data')
+    for rating in meta.get('ratings', []):
+        if rating not in range(len(RATING_NAMES)):
+            raise UserError(f'{path}: {rating!r} is no rating')
     n_ids = meta.get('vocab_size', config.vocab_size)
     if n_ids != config.vocab_size:
         raise UserError(f'{folder}: its vocabulary has {n_ids:,} ids, '
@@ -326,7 +330,8 @@ def modification_time(path):
 def open_model(path, device, flags):
     """(model, meta, vocabulary) of a model folder. Raises UserError.
 
-    flags: the settings named in MODEL_FLAGS, which must not contradict the folder.
+    flags: the settings named in MODEL_FLAGS, which must not contradict the folder. meta['ratings']:
+    the numbers of the ratings that its training texts had, [0, 1, 2] for KR3, [] without any.
     """
     model, meta = load_model(path, device)
     check_flags(model, meta, flags)
@@ -337,6 +342,8 @@ def open_model(path, device, flags):
     if vocabulary.eos != model.config.eos:
         raise UserError(f'{path}: </s> is {vocabulary.eos} in {vocabulary.file}, '
                         f'but {model.config.eos} in config.json')
+    if 'ratings' not in meta:                                  # in a folder of an earlier version
+        meta['ratings'] = known_ratings(model, vocabulary.eos, vocabulary.start_ids)
     return model, meta, vocabulary
 
 
@@ -421,7 +428,7 @@ def model_card(model, meta, name):
     """README.md of a model folder as the Hub reads it: what the model is and was trained on, its
     scores, and the licence of the data, which is the model's, too.
     """
-    ratings = known_ratings(model, meta['eos'], list(meta['starts'].values()))
+    ratings = meta['ratings']
     licences = licences_of(meta)
     language = language_of(meta)
     texts = texts_in_words(ratings, language)

@@ -333,7 +333,8 @@ def table(name, delimiter, *columns, rows=60):
 
 @pytest.mark.parametrize('column', ['labels', ' Rating', 'Label', 'sentiment', 'score', 'STARS'])
 def test_ratings_are_found_under_their_usual_names(tmp_path, column):
-    write(tmp_path / 'r.csv', table('r', ',', 'id', 'text', column))
+    """The first column is without a name, as pandas writes its numbers."""
+    write(tmp_path / 'r.csv', table('r', ',', 'id', 'text', column).replace('id', '', 1))
     out = works(tmp_path, '--source=r.csv', '--mode=manual')
     assert 'r: 20 negative, 20 positive, 20 ambiguous, 0 without a rating' in out
     assert Counter(rating for rating, _ in reviews(tmp_path / 'data/r')) == {0: 20, 1: 20, 2: 20}
@@ -594,7 +595,8 @@ BAD_FILES = {  # what is wrong: file, its content, words of the sentence
     'too few cells': ('r.csv', 'text,label\n굿,1\n별로\n', ['line 3 has 1 cells']),
     'a tab': ('r.tsv', 'label\ttext\n1\t굿\t탭\n', ['line 2 has 3 cells', 'tab']),
     'a line break': ('r.tsv', 'text\tlabel\n굿\n정말\t1\n', ['line 2 has 1 cells']),
-    'open quote': ('r.csv', 'Review,Rating\n"굿,1\n별로,0\n', ['r.csv']),
+    'open quote': ('r.csv', 'Review,Rating\n"굿,1\n별로,0\n', ['line 3']),
+    'quotes': ('r.csv', 'Review,Rating\n"굿" 정말,1\n', ['line 2', 'doubled']),
     'not JSON': ('r.jsonl', '{"text": "굿"}\n{"text"', ['line 2 is no JSON object']),
     'an array': ('r.jsonl', '[{"text": "굿"}]', ['line 1 is no JSON object']),
     'wrapped': ('r.jsonl', '{\n"text": "굿"\n}', ['line 1 is no JSON object']),
