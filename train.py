@@ -108,7 +108,8 @@ def begin_or_go_on(settings, out):
         if run.device == 'auto':
             run.device = checkpoint['computation']['device']
         return run, checkpoint
-    if run_files.has_checkpoint(out) or (out / 'model.safetensors').exists():
+    model_alone = settings.init_from != 'auto' and (out / 'model.safetensors').exists()
+    if run_files.has_checkpoint(out) or model_alone:
         raise UserError(f'{out} already holds a run; go on with it (--init_from=resume), '
                         'or name another --out_dir')
     return settings, None
@@ -296,6 +297,11 @@ def main():
     device = select_device(run.device)
     if rank == 0:
         run_files.lock_folder(out)
+        model_file = out / 'model.safetensors'
+        if run.init_from == 'auto' and not checkpoint and model_file.exists():
+            # a run that was killed before its first state, or somebody's model: it is kept
+            aside = run_files.set_aside(model_file)
+            print0(f'{model_file} has no state.pt to go on from; it is now {aside}')
     start_process(device)
     stop = StopRequest()
 
