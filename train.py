@@ -31,6 +31,7 @@ from parts.checkpoint import (
     load_checkpoint,
     lock_folder,
     save_checkpoint,
+    set_aside,
     start_log,
 )
 from parts.corpus import RATING_NAMES, check_texts
@@ -112,7 +113,7 @@ def main():
     check_settings(run)
     device = select_device(run.device)
     if rank == 0:
-        lock_folder(out)
+        claim_folder(out, begins=not checkpoint)
     start_process(device)  # from here on the processes know each other
     stop = StopRequest()
 
@@ -275,11 +276,9 @@ def main():
 
 def begin_or_go_on(settings, out):
     """(the settings, None) to begin; (the run's settings, its last state) to go on."""
-    resumes = settings.init_from == 'resume'
-    if settings.init_from == 'auto':
-        resumes = has_checkpoint(out)
-    if not resumes:
-        if has_checkpoint(out) or (out / 'model.safetensors').exists():
+    auto = settings.init_from == 'auto'
+    if settings.init_from != 'resume' and not (auto and has_checkpoint(out)):
+        if not auto and (has_checkpoint(out) or (out / 'model.safetensors').exists()):
             raise UserError(f'{out} already holds a run; go on with it (--init_from=resume), '
                             'or name another --out_dir')
         return settings, None
@@ -293,6 +292,16 @@ def begin_or_go_on(settings, out):
         if getattr(run, name) == 'auto':
             setattr(run, name, value)
     return run, checkpoint
+
+
+def claim_folder(out, begins):
+    """Lock the folder. Where a run begins, a model without a state, of a run that was killed in its
+    first save, is set aside and not written over.
+    """
+    lock_folder(out)
+    model_file = out / 'model.safetensors'
+    if begins and model_file.exists():
+        print0(f'{model_file} has no state.pt to go on from; it is now {set_aside(model_file)}')
 
 
 def adopt(settings, fixed, whose, advice):

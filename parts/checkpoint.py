@@ -175,8 +175,7 @@ def start_log(out, step):
     rows = []
     if step and path.exists():
         try:
-            with open(path, newline='', encoding='utf-8') as file:
-                rows = [row for row in csv.DictReader(file) if int(row['step']) <= step]
+            rows = [row for row in read_log(path) if int(row['step']) <= step]
         except (ValueError, KeyError, TypeError, csv.Error):
             aside = set_aside(path)
             print0(f'{path} cannot be read; it is now {aside}, and a new one begins')
@@ -184,6 +183,18 @@ def start_log(out, step):
         log = csv.DictWriter(file, LOG_COLUMNS, extrasaction='ignore')
         log.writeheader()
         log.writerows(rows)
+
+
+def read_log(path):
+    """The rows of log.csv. Raises ValueError, KeyError, TypeError or csv.Error where it is damaged:
+    a line that the power cut lacks its last numbers.
+    """
+    with open(path, newline='', encoding='utf-8') as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        for name in ('step', 'tokens', 'seconds', 'train_loss', 'lr'):
+            float(row[name])
+    return rows
 
 
 def set_aside(path):
