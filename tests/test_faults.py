@@ -117,6 +117,33 @@ def test_killed_and_resumed_is_never_having_stopped(arch, nproc, kills, demo, tm
     assert_same_run(broken, whole)
 
 
+# Kills the process as its first state.pt, the model already saved, is about to appear.
+KILLED_IN_ITS_FIRST_SAVE = '''
+import os
+
+def replace(source, target):
+    if str(target).endswith('state.new.pt'):
+        os.kill(os.getpid(), 9)
+    rename(source, target)
+
+rename, os.replace = os.replace, replace
+'''
+
+
+def test_killed_in_its_first_save_the_same_command_begins_again(demo, tmp_path, start):
+    flags = ['train.py', f'--data_dir={demo}', *SMALL, '--n_tokens=0.01', '--eval_interval=5',
+             '--init_from=auto']
+    whole, broken = tmp_path / 'whole', tmp_path / 'broken'
+    run(*flags, f'--out_dir={whole}')
+    (tmp_path / 'sitecustomize.py').write_text(KILLED_IN_ITS_FIRST_SAVE)
+    killed = start(*flags, f'--out_dir={broken}', env={'PYTHONPATH': str(tmp_path)})
+    assert killed.wait(240) == -signal.SIGKILL
+    first_model = (broken / 'model.safetensors').read_bytes()
+    run(*flags, f'--out_dir={broken}')
+    assert_same_run(broken, whole)
+    assert (broken / 'model.1.safetensors').read_bytes() == first_model
+
+
 def test_where_one_process_dies_the_others_end_and_one_goes_on(demo, tmp_path, start):
     flags = [f'--data_dir={demo}', *SMALL, '--n_tokens=0.03', '--eval_interval=5', '--lr=1e-3',
              '--log_interval=5']
@@ -375,7 +402,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path):
     path.write_text('old')
     with pytest.raises(ZeroDivisionError), atomic_write(path) as file:
         file.write('half of the ne')
-        1 / 0
+        raise ZeroDivisionError
     with pytest.raises(UserError, match='cannot be written: '), atomic_write(path) as file:
         raise OSError(errno.ENOSPC, 'No space left on device')
     assert path.read_text() == 'old'
