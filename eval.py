@@ -107,6 +107,9 @@ def find_data(model_folder, meta):
         raise UserError(f'{model_folder} does not say what it was trained on; '
                         'name a data folder with --data_dir=')
     data_dir = Path(meta['data_dir'])
+    if not data_dir.is_dir():
+        raise UserError(f'{model_folder} was trained on {printable(meta["data_dir"])}, which is not '
+                        'there; name its data folder, or another, with --data_dir=')
     check_texts(data_dir, meta)                               # or it may have learned these texts
     return data_dir
 
@@ -122,7 +125,11 @@ def read_texts(data_dir, vocabulary):
         lengths = [len(row) + 2 for row in ids]               # with its rating and </s>
         wanted = settings.n_tokens * 1e6
         n_texts = sum(total <= wanted for total in accumulate(lengths))
-        texts = texts[:max(1, n_texts)]
+        if n_texts == 0:                                      # then the beginning of the first
+            rating, text = texts[0]
+            n_chars = math.ceil(len(text) * wanted / lengths[0])
+            return [(rating, text[:n_chars])]
+        texts = texts[:n_texts]
     return texts
 
 

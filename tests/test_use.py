@@ -118,6 +118,21 @@ def test_models_of_different_data_are_compared_on_that_of_the_first(demo, models
     assert rows[1]['above_floor'] == pytest.approx(alone['above_floor'])
 
 
+def test_a_long_text_is_read_as_far_as_asked(models, tmp_path):
+    words = '점심에 친구랑 맛있게 먹었어요. '
+    (tmp_path / 'validation.txt').write_text(f'1\t{words * 500}\n', 'utf-8')
+    flags = [f'--model_path={models / "manual"}', f'--data_dir={tmp_path}']
+    score, = scores(*flags, '--n_tokens=0.001')
+    assert 990 <= score['tokens'] <= 1002
+
+
+def test_data_that_were_moved_are_asked_for(models, tmp_path):
+    shutil.copytree(models / 'ffn', tmp_path / 'ffn')
+    edit(tmp_path / 'ffn/meta.json', data_dir='data/gone')
+    said = run('eval.py', f'--model_path={tmp_path / "ffn"}', ok=False).stderr
+    assert 'trained on data/gone, which is not there; name its data folder' in said
+
+
 def test_pictures_are_drawn_with_matplotlib_and_not_missed_without(models, tmp_path):
     args = [f'--model_path={models / "decoder"},{models / "ffn"}', '--n_tokens=0.001']
     drawn = run('eval.py', *args, cwd=tmp_path).stdout
