@@ -73,8 +73,9 @@ def write(path, text):
 
 
 def files_of(folder):
-    """{path: content} of every file in folder, however deep."""
-    return {file: file.read_bytes() for file in Path(folder).rglob('*') if file.is_file()}
+    """{path: content} of every file in folder, however deep, but for the lock."""
+    files = [file for file in Path(folder).rglob('*') if file.is_file() and file.name != 'lock']
+    return {file: file.read_bytes() for file in files}
 
 
 def read_meta(folder):
