@@ -699,23 +699,26 @@ def new_files(folder):
     folder.mkdir(parents=True, exist_ok=True)
     for part in folder.glob('*.[0-9]*.part'):  # of a process that was killed; none is at work here
         part.unlink()
-    opened = {}
+    names = []
     try:
         with ExitStack() as files:
+            opened = []
+
             def create(name):
-                opened[name] = files.enter_context(open(part_of(folder / name), 'wb'))
-                return opened[name]
+                names.append(name)  # before the file is there, so that Ctrl-C finds it
+                opened.append(files.enter_context(open(part_of(folder / name), 'wb')))
+                return opened[-1]
 
             yield create
-            for file in opened.values():
+            for file in opened:
                 file.flush()
                 os.fsync(file.fileno())  # the renames must not reach the disk before the bytes do
         with signals_ignored():
             (folder / 'meta.json').unlink(missing_ok=True)
-            for name in sorted(opened, key=is_meta):
+            for name in sorted(names, key=is_meta):
                 os.replace(part_of(folder / name), folder / name)
     finally:
-        for name in opened:
+        for name in names:
             part_of(folder / name).unlink(missing_ok=True)
 
 
