@@ -10,11 +10,13 @@
 
 Perplexity compares models of one vocabulary. Bits per character compare any two, for a character is
 a character to both. They pay for all that the model has to say: the rating, the text, and the
-`</s>` that ends it. A character that the vocabulary hides behind `<unk>` pays 20.1 bits more, for
-which of the 1,112,064 characters that Unicode can number it was: the order -1 of PPM, where all
-characters are equally likely (Cleary & Witten 1984). So a vocabulary gains nothing by hiding what
-is rare. 'First guess' is how often the likeliest token was the right one. How a model rates texts
-is explained in parts/scoring.py.
+`</s>` that ends it. So that a vocabulary gains nothing by hiding what is rare, each character that
+it hides behind `<unk>` pays 20.1 bits more, for which of the 1,112,064 characters that Unicode can
+number it was. (PPM does so at its order -1, Cleary & Witten 1984.) A tokenizer of the Hub may
+change a text before it spells it, as ½ to 1⁄2; then the bits are those of the changed text.
+
+'First guess' is how often the likeliest token was the right one. How a model rates texts is
+explained in parts/scoring.py.
 """
 import math
 import os
@@ -105,6 +107,9 @@ def find_data(model_folder, meta):
         raise UserError(f'{model_folder} does not say what it was trained on; '
                         'name a data folder with --data_dir=')
     data_dir = Path(meta['data_dir'])
+    if not data_dir.is_dir():
+        raise UserError(f'{model_folder} was trained on {printable(meta["data_dir"])}, which is not '
+                        'there; name its data folder, or another, with --data_dir=')
     check_texts(data_dir, meta)                               # or it may have learned these texts
     return data_dir
 
@@ -120,7 +125,11 @@ def read_texts(data_dir, vocabulary):
         lengths = [len(row) + 2 for row in ids]               # with its rating and </s>
         wanted = settings.n_tokens * 1e6
         n_texts = sum(total <= wanted for total in accumulate(lengths))
-        texts = texts[:max(1, n_texts)]
+        if n_texts == 0:                                      # then the beginning of the first
+            rating, text = texts[0]
+            n_chars = math.ceil(len(text) * wanted / lengths[0])
+            return [(rating, text[:n_chars])]
+        texts = texts[:n_texts]
     return texts
 
 

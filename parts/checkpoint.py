@@ -22,7 +22,15 @@ except ImportError:  # Windows has none; two runs in one folder go unnoticed the
 
 STATE_FORMAT = 3  # of state.pt; it grows when what is in there changes its meaning
 LOCKS = []        # open files, until this process ends
-LOG_COLUMNS = ['step', 'tokens', 'seconds', 'train_loss', 'val_loss', 'bits_per_char', 'lr']
+LOG_COLUMNS = {   # of log.csv, and how a value is written
+    'step': 'd',
+    'tokens': 'd',
+    'seconds': '.2f',
+    'train_loss': '.5f',
+    'val_loss': '.5f',
+    'bits_per_char': '.4f',
+    'lr': '.3e',
+}
 
 
 # --- files ---
@@ -130,7 +138,7 @@ def save_checkpoint(out, state):
 
 
 def load_checkpoint(out):
-    """What save_checkpoint() wrote, and its 'checksum'; where state.pt is damaged, of the one before.
+    """What save_checkpoint() wrote, and its 'checksum'. Where state.pt is damaged, the one before.
 
     Raises UserError.
     """
@@ -201,10 +209,13 @@ def set_aside(path):
 
 
 def append_log(out, row):
-    """One more line: row {column: value}, in the order of LOG_COLUMNS. Raises UserError."""
+    """One more line: row {column: number, or None where there is none}. Raises UserError."""
     path = out / 'log.csv'
+    words = {}
+    for column, spec in LOG_COLUMNS.items():
+        words[column] = '' if row[column] is None else format(row[column], spec)
     try:
         with open(path, 'a', newline='', encoding='utf-8') as file:
-            csv.DictWriter(file, LOG_COLUMNS).writerow(row)
+            csv.DictWriter(file, LOG_COLUMNS).writerow(words)
     except OSError as error:
         raise cannot_write(path, error) from None

@@ -17,9 +17,7 @@ import json
 import multiprocessing
 import os
 import re
-import shutil
 import signal
-import tempfile
 import threading
 import unicodedata
 import zlib
@@ -695,30 +693,38 @@ class Floor:
 def new_files(folder):
     """Write files that appear in a folder together or not at all: create(name) opens one.
 
-    They are written into a folder of their own, flushed to the disk, then renamed. meta.json goes
-    first and comes last, so whoever finds it finds all that it speaks of. Ctrl-C waits for that.
+    They are written beside their places, flushed to the disk, then renamed. meta.json goes first
+    and comes last, so whoever finds it finds all that it speaks of. Ctrl-C waits for that.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for part in folder.glob('new.*.part'):  # of a process that was killed; no other is at work here
-        shutil.rmtree(part, ignore_errors=True)
-    part = Path(tempfile.mkdtemp(prefix='new.', suffix='.part', dir=folder))
-    opened = {}
+    for part in folder.glob('*.[0-9]*.part'):  # of a process that was killed; none is at work here
+        part.unlink()
+    names = []
     try:
         with ExitStack() as files:
+            opened = []
+
             def create(name):
-                opened[name] = files.enter_context(open(part / name, 'wb'))
-                return opened[name]
+                names.append(name)  # before the file is there, so that Ctrl-C finds it
+                opened.append(files.enter_context(open(part_of(folder / name), 'wb')))
+                return opened[-1]
 
             yield create
-            for file in opened.values():
+            for file in opened:
                 file.flush()
                 os.fsync(file.fileno())  # the renames must not reach the disk before the bytes do
         with signals_ignored():
             (folder / 'meta.json').unlink(missing_ok=True)
-            for name in sorted(opened, key=is_meta):
-                os.replace(part / name, folder / name)
+            for name in sorted(names, key=is_meta):
+                os.replace(part_of(folder / name), folder / name)
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        for name in names:
+            part_of(folder / name).unlink(missing_ok=True)
+
+
+def part_of(path):
+    """Where a file is written before it has its name; two processes do not share one."""
+    return path.with_name(f'{path.name}.{os.getpid()}.part')
 
 
 def is_meta(name):

@@ -197,9 +197,11 @@ def check_computation(path, theirs, config):
         only['num_key_value_heads'] = config.nhead
         only['head_dim'] = config.d_model // config.nhead
         only['sliding_window'] = config.chunk_size
-        only['layer_types'] = ['sliding_attention'] * config.n_layers
     for key, value in only.items():
         refuse_other(path, key, theirs.get(key), value)
+    layer_types = theirs.get('layer_types') or []
+    for layer_type in layer_types if isinstance(layer_types, list) else [layer_types]:
+        refuse_other(path, 'a layer of layer_types', layer_type, 'sliding_attention')
     plain = {'rope_type': 'default', 'rope_theta': config.rope_theta}
     for key in ('rope_parameters', 'rope_scaling'):            # settings of the rotary positions
         rope = theirs.get(key)

@@ -243,7 +243,7 @@ def test_validation_reads_every_text_once_and_as_much_as_it_is_asked_to(open_dat
 # --- ratings that are asked for ---
 
 def test_a_hidden_rating_is_asked_for_at_the_end_of_its_text():
-    start_ids = [3, 4, 5, 1]                                   # ids of ratings 0, 1, 2 and of <s>
+    rating_ids, unrated_id = [3, 4, 5], 1
     text_that_goes_on = [EOS, 5, 20, 21, 22, 23, 24, 25, 26]  # its </s> comes a row later
     rest_of_a_text = [30, 31, EOS, 4, 32, EOS, EOS, EOS, EOS]  # its rating is a row before
     unrated = [EOS, 1, 40, EOS, 3, EOS, 4, 41, EOS]           # and a text without a word
@@ -251,7 +251,7 @@ def test_a_hidden_rating_is_asked_for_at_the_end_of_its_text():
     x, y = rows[:, :-1], rows[:, 1:].clone()
     y[0, 5:] = -1                                             # the empty end of a row
     asks = torch.tensor([True, True, True, False])
-    hidden, ratings = hide_ratings(x, y, asks, EOS, start_ids)
+    hidden, ratings = hide_ratings(x, y, asks, EOS, rating_ids, unrated_id)
     assert hidden.tolist() == [
         [30, 31, EOS, 1, 32, EOS, EOS, EOS],
         [EOS, 1, 40, EOS, 1, EOS, 1, 41],
@@ -279,7 +279,8 @@ def test_nothing_is_asked_where_nothing_is_known_or_no_text_is_seen_whole(open_d
 
 
 def test_texts_without_ratings_are_asked_for_none(open_data):
-    assert open_data(MIXED, make=distinct_texts, read_share=0.5).batch(0).ratings is None
+    ratings = open_data(MIXED, make=distinct_texts, read_share=0.5).batch(0).ratings
+    assert (ratings == -1).all()
 
 
 # --- files that do not fit ---

@@ -73,8 +73,9 @@ def write(path, text):
 
 
 def files_of(folder):
-    """{path: content} of every file in folder, however deep."""
-    return {file: file.read_bytes() for file in Path(folder).rglob('*') if file.is_file()}
+    """{path: content} of every file in folder, however deep, but for the lock."""
+    files = [file for file in Path(folder).rglob('*') if file.is_file() and file.name != 'lock']
+    return {file: file.read_bytes() for file in files}
 
 
 def read_meta(folder):
@@ -141,6 +142,12 @@ def vocabularies(world, hub_file):
         HubTokenizer(hub_file.read_bytes()),
         load_vocabulary(world / 'manual'),
     )
+
+
+def test_it_starts_without_torch():
+    code = ('import sys, parts.corpus, parts.vocabulary\n'
+            'sys.exit({"torch", "parts.grammar"} & set(sys.modules) != set())')
+    assert subprocess.run([sys.executable, '-c', code], cwd=ROOT).returncode == 0
 
 
 # --- the walk of the data ---
@@ -788,7 +795,7 @@ def test_two_at_once_in_one_folder(tmp_path):
     words = [sys.executable, SCRIPT, '--source=demo', '--n_reviews=100000000']
     first = subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE)
     try:
-        while not list(tmp_path.rglob('train.txt')):
+        while not list(tmp_path.rglob('train.txt.*.part')):
             time.sleep(0.01)
         second = run('prepare.py', '--source=demo', '--n_reviews=50', cwd=tmp_path, ok=False)
         assert 'another' in second.stderr
@@ -824,7 +831,7 @@ def interrupt(folder, words, when, signal_number, everyone=False):
 def test_an_interrupted_run_leaves_nothing(tmp_path, signal_number):
     words = ['--source=demo', '--n_reviews=100000000']
     for everyone in (False, True):
-        interrupt(tmp_path, words, 'new.*.part/train.txt', signal_number, everyone)
+        interrupt(tmp_path, words, 'train.txt.*.part', signal_number, everyone)
         assert not files_of(tmp_path)
 
 
@@ -834,7 +841,7 @@ def test_a_run_interrupted_while_it_encodes_leaves_the_texts(tmp_path, signal_nu
         write(tmp_path / name, f'1\t{GOOD} {GOOD}\n' * 300_000)
     before = files_of(tmp_path)
     words = ['--data_dir=.', '--mode=manual']
-    interrupt(tmp_path, words, 'new.*.part/train.bin', signal_number)
+    interrupt(tmp_path, words, 'train.bin.*.part', signal_number)
     assert files_of(tmp_path) == before
 
 

@@ -118,6 +118,21 @@ def test_models_of_different_data_are_compared_on_that_of_the_first(demo, models
     assert rows[1]['above_floor'] == pytest.approx(alone['above_floor'])
 
 
+def test_a_long_text_is_read_as_far_as_asked(models, tmp_path):
+    words = '점심에 친구랑 맛있게 먹었어요. '
+    (tmp_path / 'validation.txt').write_text(f'1\t{words * 500}\n', 'utf-8')
+    flags = [f'--model_path={models / "manual"}', f'--data_dir={tmp_path}']
+    score, = scores(*flags, '--n_tokens=0.001')
+    assert 990 <= score['tokens'] <= 1002
+
+
+def test_data_that_were_moved_are_asked_for(models, tmp_path):
+    shutil.copytree(models / 'ffn', tmp_path / 'ffn')
+    edit(tmp_path / 'ffn/meta.json', data_dir='data/gone')
+    said = run('eval.py', f'--model_path={tmp_path / "ffn"}', ok=False).stderr
+    assert 'trained on data/gone, which is not there; name its data folder' in said
+
+
 def test_pictures_are_drawn_with_matplotlib_and_not_missed_without(models, tmp_path):
     args = [f'--model_path={models / "decoder"},{models / "ffn"}', '--n_tokens=0.001']
     drawn = run('eval.py', *args, cwd=tmp_path).stdout
@@ -388,32 +403,25 @@ def test_flags_that_agree_are_fine_and_others_refused(demo, models):
         assert told in run(script, path, flag, ok=False).stderr
 
 
-@pytest.mark.parametrize('args, told', [
-    (['--rating=good'], 'negative (0, 부정), positive (1, 긍정), ambiguous (2, 보통)'),
-    (['--max_token=0'], 'max_token=0: it takes 1 or more'),
-    (['--num_samples=0'], 'num_samples=0: it takes 1 or more'),
-    (['--temperature=1e-40'], 'temperature=1e-40: it takes 0, which is'),
-    (['--guidance=1e39'], 'guidance=1e+39: it takes 0 to 1000'),
-    (['--top_p=0'], 'top_p=0.0: it takes more than 0'),
-    (['--seed=-1'], 'seed=-1: it takes 0 to'),
-    ([f'--seed={2**63}'], 'it takes 0 to'),
-    (['--model_path=nowhere'], 'no config.json'),
-    (['--device=cuda:7'], NO_SUCH_GPU),
+@pytest.mark.parametrize('script, flag, told', [
+    ('sample.py', '--rating=good', 'negative (0, 부정), positive (1, 긍정), ambiguous (2, 보통)'),
+    ('sample.py', '--max_token=0', 'max_token=0: it takes 1 or more'),
+    ('sample.py', '--num_samples=0', 'num_samples=0: it takes 1 or more'),
+    ('sample.py', '--temperature=1e-40', 'temperature=1e-40: it takes 0, which is'),
+    ('sample.py', '--guidance=1e39', 'guidance=1e+39: it takes 0 to 1000'),
+    ('sample.py', '--top_p=0', 'top_p=0.0: it takes more than 0'),
+    ('sample.py', f'--seed={2**63}', 'it takes 0 to 2^63 - 1'),
+    ('sample.py', '--model_path=nowhere', 'no config.json'),
+    ('sample.py', '--device=cuda:7', NO_SUCH_GPU),
+    ('eval.py', '--batch_size=0', 'batch_size takes 1 or more'),
+    ('eval.py', '--n_tokens=-1', 'n_tokens 0 or more'),
+    ('eval.py', '--data_dir=nowhere', 'nowhere has no validation.txt'),
+    ('eval.py', "--dtype=int8", "dtype='int8'"),
 ])
-def test_mistakes_at_sample_are_one_sentence(models, args, told):
+def test_a_mistake_is_one_sentence(models, script, flag, told):
+    more = ['--prompt='] if script == 'sample.py' else []
     path = f'--model_path={models / "decoder"}'
-    assert told in run('sample.py', path, '--prompt=', *args, ok=False).stderr
-
-
-@pytest.mark.parametrize('args, told', [
-    (['--batch_size=0'], 'batch_size takes 1 or more'),
-    (['--n_tokens=-1'], 'n_tokens 0 or more'),
-    (['--data_dir=nowhere'], 'nowhere has no validation.txt'),
-    (['--dtype=int8'], "dtype='int8'"),
-    (['--model_path=nowhere'], 'no config.json'),
-])
-def test_mistakes_at_eval_are_one_sentence(models, args, told):
-    assert told in run('eval.py', f'--model_path={models / "decoder"}', *args, ok=False).stderr
+    assert told in run(script, path, *more, flag, ok=False).stderr
 
 
 @pytest.mark.parametrize('script, flags', [('sample.py', []), ('eval.py', ['--text=-'])])
@@ -431,7 +439,8 @@ def test_the_newest_model_is_taken_and_named(models, tmp_path):
         done = run(script, *flags[script], cwd=tmp_path)
         assert done.stderr.strip() == 'out/manual, the newest'
         assert done.stdout
-    nothing = run('sample.py', '--prompt=', cwd=tmp_path.parent, ok=False).stderr
+    (tmp_path / 'empty').mkdir()
+    nothing = run('sample.py', '--prompt=', cwd=tmp_path / 'empty', ok=False).stderr
     assert 'no trained model under out/' in nothing
 
 
