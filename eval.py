@@ -108,8 +108,8 @@ def find_data(model_folder, meta):
                         'name a data folder with --data_dir=')
     data_dir = Path(meta['data_dir'])
     if not data_dir.is_dir():
-        raise UserError(f'{model_folder} was trained on {printable(meta["data_dir"])}, which is not '
-                        'there; name its data folder, or another, with --data_dir=')
+        raise UserError(f'{model_folder} was trained on {printable(meta["data_dir"])}, '
+                        'which is not there; name its data folder, or another, with --data_dir=')
     check_texts(data_dir, meta)                               # or it may have learned these texts
     return data_dir
 

@@ -36,7 +36,8 @@ def main():
 
     write_lines('shift/train.txt', [line for line in train if is_usual(line)])
     write_lines('shift/validation.txt', validation)
-    write_lines('long/validation.txt', [line for line in validation if n_characters(line) > longest])
+    long = [line for line in validation if n_characters(line) > longest]
+    write_lines('long/validation.txt', long)
     write_lines('topics/validation.txt', [line for line in validation if re.search(topics, line)])
 
 
