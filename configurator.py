@@ -6,8 +6,9 @@ line.
 
     python train.py config/kr3.py --lr=1e-3 --compile false          later wins
 
-A config file is a Python program, run with the settings so far in scope: `warmup = epochs * 10`
-works, and so would `import os; os.remove(...)`. Run only config files you have read.
+A config file is a Python program, run with the settings so far in scope: `d_ffn = 4 * d_model`
+works, and so would `import os; os.remove(...)`. Run only config files you have read. Every name
+that it leaves must be a setting, but for modules and names that begin with _.
 """
 import ast
 import difflib

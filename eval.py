@@ -10,11 +10,13 @@
 
 Perplexity compares models of one vocabulary. Bits per character compare any two, for a character is
 a character to both. They pay for all that the model has to say: the rating, the text, and the
-`</s>` that ends it. A character that the vocabulary hides behind `<unk>` pays 20.1 bits more, for
-which of the 1,112,064 characters that Unicode can number it was: the order -1 of PPM, where all
-characters are equally likely (Cleary & Witten 1984). So a vocabulary gains nothing by hiding what
-is rare. 'First guess' is how often the likeliest token was the right one. How a model rates texts
-is explained in parts/scoring.py.
+`</s>` that ends it. So that a vocabulary gains nothing by hiding what is rare, each character that
+it hides behind `<unk>` pays 20.1 bits more, for which of the 1,112,064 characters that Unicode can
+number it was. (PPM does so at its order -1, Cleary & Witten 1984.) A tokenizer of the Hub may
+change a text before it spells it, as ½ to 1⁄2; then the bits are those of the changed text.
+
+'First guess' is how often the likeliest token was the right one. How a model rates texts is
+explained in parts/scoring.py.
 """
 import math
 import os
@@ -32,7 +34,7 @@ from parts.errors import UserError, run_script
 from parts.folder import MODEL_FLAGS, find_model_folder, open_model
 from parts.machine import explain_failures, keep_freed_memory, select_device, select_dtype
 from parts.pictures import colour_by_surprise, draw_ladder, draw_scaling
-from parts.scoring import BITS_OF_UNSEEN, known_ratings, rating_log_probs, sentiment, surprise
+from parts.scoring import BITS_OF_UNSEEN, rating_log_probs, sentiment, surprise
 from parts.vocabulary import printable
 
 model_path = ''            # a model folder, or several with commas ('': the newest under out/)
@@ -80,7 +82,7 @@ def compare_models(folders, device):
         row = {'model_path': str(folder), 'data_dir': str(data_dir)}
         if 'training_flops' in meta:                          # it was trained here
             row['training_flops'] = meta['training_flops']
-        row |= score(model.to(device), vocabulary, texts)
+        row |= score(model.to(device), vocabulary, meta['ratings'], texts)
         if floor:
             row['floor_bits_per_char'] = floor
             row['above_floor'] = row['bits_per_char'] / floor - 1
@@ -105,6 +107,9 @@ def find_data(model_folder, meta):
         raise UserError(f'{model_folder} does not say what it was trained on; '
                         'name a data folder with --data_dir=')
     data_dir = Path(meta['data_dir'])
+    if not data_dir.is_dir():
+        raise UserError(f'{model_folder} was trained on {printable(meta["data_dir"])}, '
+                        'which is not there; name its data folder, or another, with --data_dir=')
     check_texts(data_dir, meta)                               # or it may have learned these texts
     return data_dir
 
@@ -120,7 +125,11 @@ def read_texts(data_dir, vocabulary):
         lengths = [len(row) + 2 for row in ids]               # with its rating and </s>
         wanted = settings.n_tokens * 1e6
         n_texts = sum(total <= wanted for total in accumulate(lengths))
-        texts = texts[:max(1, n_texts)]
+        if n_texts == 0:                                      # then the beginning of the first
+            rating, text = texts[0]
+            n_chars = math.ceil(len(text) * wanted / lengths[0])
+            return [(rating, text[:n_chars])]
+        texts = texts[:n_texts]
     return texts
 
 
@@ -135,8 +144,11 @@ def read_floor(data_dir):
     return floor
 
 
-def score(model, vocabulary, texts):
-    """The scores of a model on texts [(rating, text)], under their names in --json."""
+def score(model, vocabulary, ratings, texts):
+    """The scores of a model on texts [(rating, text)], under their names in --json.
+
+    ratings: the numbers of those that the model knows.
+    """
     eos = vocabulary.eos
     batch_tokens = settings.batch_size * model.config.chunk_size
     encoded = vocabulary.encode([text for _, text in texts])
@@ -168,8 +180,7 @@ def score(model, vocabulary, texts):
         if rating in (0, 1):
             rated.append((rating, ids))
             own_nats.append(nats)
-    known = known_ratings(model, eos, vocabulary.start_ids)
-    if {0, 1} <= set(known) and len({rating for rating, _ in rated}) == 2:
+    if {0, 1} <= set(ratings) and len({rating for rating, _ in rated}) == 2:
         scores |= sentiment(model, vocabulary.rating_ids, rated, own_nats, batch_tokens)
     return scores
 
@@ -247,7 +258,7 @@ def rate_sentences(folder, device):
     A model that never saw ratings claims none: it says how many bits a character cost.
     """
     model, meta, vocabulary = open_model(folder, device, settings)
-    ratings = known_ratings(model, vocabulary.eos, vocabulary.start_ids)
+    ratings = meta['ratings']
     if len(ratings) < 2:
         print(f'{folder} never saw texts of different ratings, so it tells none; '
               'here are the bits per character', file=sys.stderr)

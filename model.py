@@ -2,7 +2,7 @@
 
     ids (B, T) → embedding → (B, T, C) → n_layers blocks → (B, T, C) → head → logits (B, T, V)
 
-B batch, T time, C = d_model, H heads, D = C / H head size, V vocabulary.
+B batch, T time, C = d_model, H heads, D = C / H head size, V vocabulary, R ratings.
 
 - decoder: RMSNorm, rotary positions, QK-norm, causal attention, SwiGLU, no biases. This is the
   public Qwen3 architecture with the parameter names of Transformers, so it loads there unconverted.
@@ -11,7 +11,6 @@ B batch, T time, C = d_model, H heads, D = C / H head size, V vocabulary.
 
 Both see one text at a time. The stream is `</s> <rating> ids… </s> <rating> ids… </s>`: as a
 target, `</s>` ends a text; as an input it opens the next, and nothing before it is looked at.
-Read Attention, Block and Decoder first, then generate.
 """
 import math
 from dataclasses import dataclass
@@ -114,7 +113,9 @@ class Attention(nn.Module):
         q, k = rotate(q, *rope), rotate(k, *rope)
         if cache is not None:
             k, v = cache.add(k, v)                                    # (B, H, tokens seen, D)
-        if mask is None or q.is_cuda:  # one kernel for all of it; in training on a CPU it is slower
+        # while writing (no mask) and on a GPU: torch's kernel; in training on a CPU the same is
+        # faster when it is written out
+        if mask is None or q.is_cuda:
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         else:
             scores = (q @ k.mT).float() / math.sqrt(q.shape[-1])      # (B, H, T, T)
@@ -198,7 +199,7 @@ class Model(nn.Module):
 
 
 def summed_loss(logits, targets):
-    """The cross-entropy of logits (B, T, V) and targets (B, T), summed; those of -1 are left out."""
+    """The summed cross-entropy of logits (B, T, V) and targets (B, T); those of -1 are left out."""
     logits = logits.float().flatten(0, 1)                     # (B*T, V)
     return F.cross_entropy(logits, targets.flatten(), ignore_index=-1, reduction='sum')
 
@@ -238,8 +239,8 @@ class Decoder(Model):
         """Cosine and sine (T, D/2) of the angles by which rotate() turns the heads."""
         D = self.config.d_model // self.config.nhead
         pair = torch.arange(0, D, 2, device=position.device)
-        # theta^(-pair / D). A compiler that sees an exp keeps the result; cosines without one it
-        # would compute anew in every layer.
+        # theta^(-pair / D), written with exp() so that torch.compile computes the angles once and
+        # not again in each layer
         frequency = torch.exp(-math.log(self.config.rope_theta) / D * pair)
         angle = position[:, None] * frequency                 # (T, D/2)
         return angle.cos().to(dtype), angle.sin().to(dtype)
@@ -272,7 +273,7 @@ class KVCache:
         self.keys[:, :, place:place + T] = k
         self.values[:, :, place:place + T] = v
         self.n_read += T
-        seen = min(self.n_read, self.size)  # in any order: keys were turned by their position before
+        seen = min(self.n_read, self.size)  # in any order: a key was turned by its position
         return self.keys[:, :, :seen], self.values[:, :, :seen]
 
 

@@ -297,6 +297,7 @@ def vocabulary_meta(vocab, texts):
         'vocab_size': vocab.size,
         'vocabulary': vocab.file,
         'eos': vocab.eos,
+        'unknown_ids': vocab.unknown_ids,  # each hides a character of the text
         'starts': dict(zip(names, vocab.start_ids)),  # the start token of each rating
         'sources': [],
     }

@@ -22,7 +22,7 @@ from parts.errors import UserError, run_script
 from parts.folder import MODEL_FLAGS, find_model_folder, open_model
 from parts.guidance import Guided
 from parts.machine import select_device
-from parts.scoring import known_ratings, rating_log_probs
+from parts.scoring import rating_log_probs
 from parts.vocabulary import printable
 
 model_path = ''            # a model folder ('': the newest under out/)
@@ -57,7 +57,7 @@ def main():
         n_bytes = write_page(model.cpu(), vocabulary, meta, settings.page)
         print(f'{settings.page}: {n_bytes / 1e6:.1f} MB; open it in a browser')
         return
-    ratings = known_ratings(model, vocabulary.eos, vocabulary.start_ids)
+    ratings = meta['ratings']                                 # that the model knows, as [0, 1, 2]
     check_ratings(folder, ratings)
     generator = torch.Generator(device).manual_seed(settings.seed)
     unit = meta.get('unit', 'line')                           # what was one text in training

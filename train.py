@@ -9,13 +9,13 @@
     → out_dir/
 
 The batch of step s is a function of (data, settings, s) and nothing else. So a resumed run is the
-run that never stopped, and four processes draw the curve of one. Begin at main(); then read
-parts/data.py, parts/bigram.py and parts/optim.py.
+run that never stopped, and four processes draw the curve of one.
 """
 import math
 import shlex
 import time
 import zlib
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,9 +24,17 @@ from torch.nn.parallel import DistributedDataParallel
 
 from configurator import configure
 from model import Config, build, generate
-from parts import checkpoint as run_files
 from parts.bigram import init_from_bigrams
-from parts.corpus import check_texts
+from parts.checkpoint import (
+    append_log,
+    has_checkpoint,
+    load_checkpoint,
+    lock_folder,
+    save_checkpoint,
+    set_aside,
+    start_log,
+)
+from parts.corpus import RATING_NAMES, check_texts
 from parts.data import Data, read_meta
 from parts.errors import UserError, print0
 from parts.machine import (
@@ -49,24 +57,24 @@ from parts.machine import (
     worth_compiling,
 )
 from parts.optim import get_lr, make_optimizer
-from parts.vocabulary import vocabulary_files
+from parts.vocabulary import load_vocabulary, printable, vocabulary_files
 
 # --- data ---
 data_dir = 'data/kr3'  # what prepare.py wrote
 out_dir = 'out/kr3'    # where the model folder, the state and the log go
 mode = 'tokenizer'     # which of data_dir's vocabularies: tokenizer or manual
-init_from = 'scratch'  # scratch; resume the run in out_dir; auto: whichever; a model folder or Hub name
+init_from = 'scratch'  # scratch; resume; auto: resume where there is a run; a folder or Hub name
 # --- model ---
 arch = 'decoder'       # decoder: attention; ffn: an MLP over the last `window` tokens
 d_model = 256          # width of the model
-d_ffn = 0              # width inside its MLPs (0: 8/3 of d_model, in 64s)
+d_ffn = 0              # width inside its MLPs (0: 8/3 of d_model, up to a multiple of 64)
 n_layers = 6           # depth
 nhead = 0              # attention heads (0: one per 64 of d_model)
 window = 8             # ffn: how many tokens it reads
 chunk_size = 256       # longest row in tokens, and how far attention looks back
 dropout = 0.0          # share of activations dropped in training; 0.1 where data is repeated often
 # --- optimizer ---
-batch_size = 16        # rows of chunk_size per optimizer step, over all processes together
+batch_size = 16        # a step reads batch_size * chunk_size tokens, over all processes together
 micro_batch = 0        # rows per forward pass of one process, to fit its memory (0: its share)
 epochs = 1             # passes over the data
 n_tokens = 0.0         # million tokens per epoch, each time another random part (0: all there are)
@@ -87,7 +95,7 @@ show = False           # at every validation, show what the model writes by now
 wandb = ''             # also log to this project of Weights & Biases (pip install wandb first)
 settings = configure(globals())
 
-RATING_WEIGHT = 10     # a rating that is asked for counts as so many tokens: see docs/LOG.md
+RATING_WEIGHT = 10     # a rating that is asked for counts as 10 tokens (LOG.md, Reading ratings)
 GRAD_CLIP = 1.0        # the longest gradient that is allowed
 # When a run goes on, only these may differ from its own settings; NOT_KEPT are not stored with it.
 MAY_CHANGE = {'data_dir', 'micro_batch', 'eval_interval', 'eval_tokens', 'log_interval',
@@ -95,22 +103,205 @@ MAY_CHANGE = {'data_dir', 'micro_batch', 'eval_interval', 'eval_tokens', 'log_in
 NOT_KEPT = {'init_from', 'out_dir', 'given'}
 
 
-# --- before the first step ---
+# --- the story ---
+
+@explain_failures(smaller='--micro_batch, the result is the same')
+def main():
+    # --- this process, this machine ---
+    out = Path(settings.out_dir)
+    run, checkpoint = begin_or_go_on(settings, out)
+    check_settings(run)
+    device = select_device(run.device)
+    if rank == 0:
+        claim_folder(out, begins=not checkpoint)
+    start_process(device)  # from here on the processes know each other
+    stop = StopRequest()
+
+    # --- data ---
+    meta = read_meta(run.data_dir, run.mode)
+    check_data(run, meta, checkpoint)
+    base, origin = None, {}  # the model to fine-tune, and what the model card must tell of it
+    if checkpoint:
+        origin = checkpoint['origin']
+    elif run.init_from not in ('scratch', 'auto'):
+        run, base, origin = fine_tune(run, meta)
+    data = Data(run, meta, rank, world_size)
+    step = checkpoint['step'] if checkpoint else 0
+    if step >= data.steps:
+        print0(f'the run in {out} is complete: {data.steps:,} steps')
+        return 0
+    micro_rows = choose_micro_rows(run, data)
+    if not checkpoint:
+        run.eval_interval, run.eval_tokens = validation_plan(run, data)
+    val_rows = data.validation_rows(run.eval_tokens * 1e6 or math.inf)
+    eval_interval = run.eval_interval or max(1, data.steps // 10)
+    log_interval = run.log_interval or max(1, data.steps // 40)
+
+    # --- model ---
+    model = (base or new_model(run, data, meta, checkpoint)).to(device)
+    model.config.reads_ratings = data.asks_ratings
+    rating_ids = torch.tensor(data.rating_ids, device=device)
+    seconds, warm_start = first_weights(model, run, data, base, checkpoint)
+    best = checkpoint['best'] if checkpoint else math.inf  # the lowest validation loss
+    dtype, compiled, peak = choose_computation(model, run, data, device)
+    trial = partial(trial_loss, data.batch(step), rating_ids, device)
+    if compiled:
+        # four rows alone need little memory; but dropout draws by the number of rows
+        plain_rows = micro_rows if run.dropout else min(4, micro_rows)
+        compiled, dtype = compile_and_check(model, partial(trial, model, plain_rows, dtype),
+                                            partial(trial, model, micro_rows, dtype), dtype, device)
+    autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+    parallel = model
+    if world_size > 1:
+        devices = [device.index] if device.type == 'cuda' else None
+        parallel = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+        # DDP moves its buffers after the first pass, which changes the order of three summands. A
+        # resumed run must not be the only one to do it, so every run makes a pass for nothing.
+        trial(parallel, micro_rows, dtype).backward()
+        model.zero_grad(set_to_none=True)
+
+    # --- optimizer ---
+    table_decay = run.table_decay / data.steps_per_epoch
+    optimizer = make_optimizer(model, run.optimizer, run.lr, table_decay, warm_start, dtype)
+    # float16 knows no number below 6e-8, so the loss is scaled up before the backward pass and the
+    # gradients down after it (Micikevicius et al. 2018, arXiv:1710.03740). Other formats need none.
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    if checkpoint:
+        optimizer.load_state_dict(checkpoint['optimizer'])
+        scaler.load_state_dict(checkpoint['scaler'])
+
+    # --- the log, and what state.pt holds beside the model ---
+    wandb_run = None
+    if rank == 0:
+        start_log(out, step)
+        wandb_run = start_wandb(run, out, checkpoint)
+    checkpoint = None  # all of it is in use by now: let the memory go
+    facts = {
+        'settings': kept(run),
+        'device': device.type,
+        'dtype': str(dtype).removeprefix('torch.'),
+        'compiled': compiled,
+        'config': vars(model.config),
+        'warm_start': warm_start,
+        'origin': origin,
+        'data': meta['train_crc32'],
+        'wandb_id': wandb_run.id if wandb_run else None,
+    }
+
+    # --- the loop ---
+    flops_per_token = matmul_flops(model, data.row_length)
+    loss_sum, steps_since_log = torch.zeros((), device=device), 0
+    first_step, first_seconds, clock = step, seconds, time.perf_counter()
+    stopping = False
+    while step < data.steps and not stopping:
+        lr = get_lr(step, data.steps, run.lr)
+        for group in optimizer.param_groups:
+            group['lr'] = lr * group['lr_mult']
+        if run.dropout:  # what is dropped is a function of these three; ints hash alike everywhere
+            torch.manual_seed(hash((run.seed, step, rank)))
+
+        # --- forward and backward, some rows at a time where memory is short ---
+        batch = data.batch(step)
+        for first in range(0, data.rows_per_rank, micro_rows):
+            end = first + micro_rows
+            if world_size > 1:  # the processes add up their gradients once a step, at its end
+                parallel.require_backward_grad_sync = end == data.rows_per_rank
+            x, y, ratings = batch.rows(first, end, device)    # (B, T) each
+            with autocast:
+                token_loss, rating_loss = parallel(x, y, ratings, rating_ids)
+            # the mean over all targets of the step, whichever process and pass they are in
+            loss = (token_loss + RATING_WEIGHT * rating_loss) / batch.n_targets
+            # DDP averages over processes, and we want the sum: hence * world_size
+            scaler.scale(loss * world_size).backward()
+            loss_sum += token_loss.detach() / batch.n_targets
+
+        # --- clip and step ---
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP)
+        scaler.step(optimizer)  # float16: left out where a gradient has overflown
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+        step += 1
+        steps_since_log += 1
+
+        # --- stop? All processes after the same step ---
+        # (GPUs ask each other at every eighth only: who waits for the answer gives them no work.)
+        if world_size == 1:
+            stopping = stop.signal > 0
+        elif device.type != 'cuda' or step % 8 == 0:
+            stopping = on_any_rank(stop.signal, device)
+
+        # --- now and then: log, validate, save ---
+        due = step == data.steps or step % eval_interval == 0
+        if not (due or stopping or step % log_interval == 0):
+            continue
+        train_loss = all_reduce(loss_sum / steps_since_log).item()
+        seconds += time.perf_counter() - clock
+        val_loss = validate(model, data, val_rows, micro_rows, device, autocast) if due else None
+        check_finite(out, step, lr, train_loss, val_loss)
+        is_best = due and val_loss < best
+        best = val_loss if is_best else best
+        if rank == 0:
+            row = log_row(data, step, seconds, train_loss, val_loss, lr)
+            speed = (step - first_step) * data.tokens_per_step / (seconds - first_seconds)
+            print_row(row, data, speed, flops_per_token * speed / peak)
+            append_log(out, row)
+            if wandb_run:
+                wandb_run.log({name: value for name, value in row.items() if value is not None})
+            if due and run.show:
+                show_texts(model, data, run, device)
+            if is_best:  # the model folder: the best so far on validation
+                save_best(out, model, run, data, {**meta, **origin}, row)
+            if due or stopping:  # state.pt: the last step, all that resuming needs
+                check_finite(out, step, lr, *[p.sum().item() for p in model.parameters()])
+                save_checkpoint(out, {**facts, 'model': model.state_dict(),
+                                      'optimizer': optimizer.state_dict(),
+                                      'scaler': scaler.state_dict(),
+                                      'step': step, 'best': best, 'seconds': seconds})
+        loss_sum, steps_since_log = torch.zeros((), device=device), 0
+        clock = time.perf_counter()
+
+    # --- the end ---
+    if wandb_run:
+        wandb_run.finish()
+    if rank == 0 and step == data.steps:
+        from parts.pictures import draw_losses
+        draw_losses(out, data.floor)
+    wait_for_all()  # none leaves while another still saves
+    say_goodbye(out, run, step, data, best)
+    return stop.exit_status if step < data.steps else 0
+
+
+# --- to begin, or to go on ---
 
 def begin_or_go_on(settings, out):
     """(the settings, None) to begin; (the run's settings, its last state) to go on."""
-    auto = settings.init_from == 'auto' and run_files.has_checkpoint(out)
-    if settings.init_from == 'resume' or auto:
-        checkpoint = run_files.load_checkpoint(out)
-        run = adopt(settings, checkpoint['settings'], f'the run in {out} was started with',
-                    f'leave it out, or begin from its model: --init_from={out} and another --out_dir')
-        if run.device == 'auto':
-            run.device = checkpoint['computation']['device']
-        return run, checkpoint
-    if run_files.has_checkpoint(out) or (out / 'model.safetensors').exists():
-        raise UserError(f'{out} already holds a run; go on with it (--init_from=resume), '
-                        'or name another --out_dir')
-    return settings, None
+    auto = settings.init_from == 'auto'
+    if settings.init_from != 'resume' and not (auto and has_checkpoint(out)):
+        if not auto and (has_checkpoint(out) or (out / 'model.safetensors').exists()):
+            raise UserError(f'{out} already holds a run; go on with it (--init_from=resume), '
+                            'or name another --out_dir')
+        return settings, None
+    checkpoint = load_checkpoint(out)
+    run = adopt(settings, checkpoint['settings'], f'the run in {out} was started with',
+                f'leave it out, or begin from its model: --init_from={out} and another --out_dir')
+    # what was measured or decided is not measured again: on a busy machine it might come out anew
+    decided = {'device': checkpoint['device'], 'dtype': checkpoint['dtype'],
+               'compile': str(checkpoint['compiled']).lower()}
+    for name, value in decided.items():
+        if getattr(run, name) == 'auto':
+            setattr(run, name, value)
+    return run, checkpoint
+
+
+def claim_folder(out, begins):
+    """Lock the folder. Where a run begins, a model without a state, of a run that was killed in its
+    first save, is set aside and not written over.
+    """
+    lock_folder(out)
+    model_file = out / 'model.safetensors'
+    if begins and model_file.exists():
+        print0(f'{model_file} has no state.pt to go on from; it is now {set_aside(model_file)}')
 
 
 def adopt(settings, fixed, whose, advice):
@@ -152,14 +343,54 @@ def check_settings(run):
         raise UserError(f'batch_size={run.batch_size} does not divide among {world_size} processes')
 
 
+def check_data(run, meta, checkpoint):
+    """Raise UserError where the data are not those of the run, or where the processes, which may
+    stand on several machines, do not agree on data, settings and step.
+    """
+    check_texts(Path(run.data_dir), meta)
+    vocabulary = vocabulary_files(Path(run.data_dir, run.mode))
+    facts = {name: value for name, value in kept(run).items() if name not in MAY_CHANGE}
+    facts['the checksum of train.bin'] = meta.get('train_crc32')
+    facts['the checksum of the vocabulary'] = zlib.crc32(b''.join(vocabulary.values()))
+    if checkpoint:
+        facts['the last step'] = checkpoint['step']
+        facts['the checksum of state.pt'] = checkpoint['checksum']
+    check_same_everywhere(facts)
+    if checkpoint and checkpoint['data'] != meta.get('train_crc32'):
+        raise UserError(f'{run.data_dir} holds other tokens than the run in {run.out_dir} was '
+                        'trained on; name the folder that has them (--data_dir=), prepare them as '
+                        'they were, or begin anew in another --out_dir')
+
+
+# --- the model before the first step ---
+
+def new_model(run, data, meta, checkpoint):
+    """An untrained model of the shape that the checkpoint or the settings tell."""
+    torch.manual_seed(run.seed)
+    if checkpoint:
+        return build(Config(**checkpoint['config']))
+    shape = {
+        'vocab_size': meta['vocab_size'],
+        'eos': data.eos,
+        'bos': data.unrated_id,
+        'd_ffn': run.d_ffn or math.ceil(run.d_model * 8 / 3 / 64) * 64,
+        'nhead': run.nhead or max(1, round(run.d_model / 64)),
+    }
+    for name in ('arch', 'd_model', 'n_layers', 'chunk_size', 'window', 'dropout'):
+        shape[name] = getattr(run, name)
+    try:
+        return build(Config(**shape))
+    except ValueError as error:
+        raise UserError(error) from None
+
+
 def fine_tune(run, meta):
     """(settings, the model that init_from names, what the next model card tells of it)."""
     from parts.folder import base_model  # here, for it is slow to import
     base, origin = base_model(run.init_from, Path(run.data_dir, run.mode), meta, run.dropout)
     config = base.config
-    if 'chunk_size' in run.given:
+    if 'chunk_size' in run.given or run.chunk_size < config.chunk_size:
         config.chunk_size = run.chunk_size
-    config.chunk_size = min(run.chunk_size, config.chunk_size)
     fixed = {'bigram_init': False}
     for name in ('arch', 'd_model', 'd_ffn', 'n_layers', 'nhead', 'window', 'chunk_size'):
         fixed[name] = getattr(config, name)
@@ -167,25 +398,57 @@ def fine_tune(run, meta):
     return run, base, origin
 
 
-def new_model(run, data, meta, checkpoint):
-    """An untrained model of the shape that the settings or the checkpoint tell."""
-    torch.manual_seed(run.seed)
-    in_64s = -(-run.d_model * 8 // 3 // 64) * 64
-    shape = {
-        'vocab_size': meta['vocab_size'],
-        'eos': data.eos,
-        'bos': data.start_ids[-1],
-        'd_ffn': run.d_ffn or in_64s,
-        'nhead': run.nhead or max(1, round(run.d_model / 64)),
-    }
-    for name in ('arch', 'd_model', 'n_layers', 'chunk_size', 'window', 'dropout'):
-        shape[name] = getattr(run, name)
+def first_weights(model, run, data, base, checkpoint):
+    """Those of the checkpoint, of the base model, counted, or random.
+
+    Returns (seconds of training so far, whether embedding and head hold what was learned already).
+    """
     if checkpoint:
-        shape = checkpoint['config']
-    try:
-        return build(Config(**shape))
-    except ValueError as error:
-        raise UserError(error) from None
+        model.load_state_dict(checkpoint['model'])
+        return checkpoint['seconds'], checkpoint['warm_start']
+    if base or not run.bigram_init or run.d_model < 3:        # counting needs three coordinates
+        return 0.0, bool(base)
+    start = time.perf_counter()
+    if rank == 0:  # the other processes get these weights from DistributedDataParallel
+        init_from_bigrams(model, data.tokens)
+    return time.perf_counter() - start, True                  # counting is part of training
+
+
+def choose_computation(model, run, data, device):
+    """(number format, whether to compile, peak of all processes in operations a second)."""
+    n_flops = matmul_flops(model, data.row_length) * data.steps * data.tokens_per_step
+    compiled = worth_compiling(run.compile, n_flops / world_size, device)
+    dtype, how = from_rank0(select_dtype(run.dtype, device))
+    peak = from_rank0(matmul_peak(device, dtype)) * world_size
+    n_parameters = sum(p.numel() for p in model.parameters())
+    print0(f'{run.arch} of {n_parameters:,} parameters on {world_size} × {device.type} in {how}, '
+           f'{"" if compiled else "not "}compiled, measured peak {peak / 1e12:.2f} TFLOP/s\n'
+           f'{data.steps:,} steps of {data.tokens_per_step:,} tokens: '
+           f'{run.epochs} × {data.tokens_per_epoch:,}')
+    return dtype, compiled, peak
+
+
+def choose_micro_rows(run, data):
+    """How many rows of T a process reads at a time: equal parts, for each size is compiled anew."""
+    if not run.micro_batch:
+        return data.rows_per_rank
+    rows = max(1, min(run.micro_batch * run.chunk_size // data.row_length, data.rows_per_rank))
+    while data.rows_per_rank % rows:
+        rows -= 1
+    return rows
+
+
+def trial_loss(batch, rating_ids, device, model, n_rows, dtype):
+    """The loss of n_rows of a batch, of which four have targets, in a pass that teaches nothing: it
+    can have the shape of the run's passes, and shows whether what was compiled computes the same.
+    """
+    x, y, ratings = batch.rows(0, n_rows, device)
+    few = torch.arange(n_rows, device=device)[:, None] < 4    # (B, 1)
+    y, ratings = y.where(few, -1), ratings.where(few, -1)
+    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        token_loss, rating_loss = model(x, y, ratings, rating_ids)
+    # of a row: that of a token is too small a number for float16
+    return (token_loss + RATING_WEIGHT * rating_loss) / 4
 
 
 def validation_plan(run, data):
@@ -221,11 +484,11 @@ def start_wandb(run, out, checkpoint):
 @torch.no_grad()
 def validate(model, data, val_rows, micro_rows, device, autocast):
     """Mean loss in nats per token over the validation rows, shared out among the processes."""
-    width = max(1, max(micro_rows * data.row_length, 4096) // data.chunk_size)   # rows a pass
+    rows_per_pass = max(1, micro_rows * data.row_length // data.chunk_size)
     sums = torch.zeros(2, dtype=torch.float64)                # nats, targets
     model.eval()
-    for first in range(rank * width, len(val_rows), world_size * width):
-        x, y = data.validation_batch(val_rows[first:first + width])
+    for first in range(rank * rows_per_pass, len(val_rows), world_size * rows_per_pass):
+        x, y = data.validation_batch(val_rows[first:first + rows_per_pass])
         with autocast:
             # forward() by name skips the compiled pass: these rows have another shape
             loss, _ = model.forward(x.to(device), y.to(device))
@@ -236,325 +499,89 @@ def validate(model, data, val_rows, micro_rows, device, autocast):
     return (sums[0] / sums[1]).item()
 
 
-def log_row(step, tokens, seconds, train_loss, val_loss, to_bits_per_char, lr):
-    """A line of log.csv: {column: value}."""
-    validated = val_loss is not None
+def check_finite(out, step, lr, *numbers):
+    """End the run where it has come to no number, before anything good is overwritten."""
+    if all(number is None or math.isfinite(number) for number in numbers):
+        return
+    good = f'{out} keeps the last good state. ' if has_checkpoint(out) else ''
+    print0(f'the loss is NaN or infinite by step {step:,}, learning rate {lr:.2e}; {good}'
+           'Start again with a smaller --lr.')
+    raise SystemExit(1)
+
+
+def log_row(data, step, seconds, train_loss, val_loss, lr):
+    """A line of log.csv: {column: value}, None where there was no validation."""
     return {
         'step': step,
-        'tokens': tokens,
-        'seconds': f'{seconds:.2f}',
-        'train_loss': f'{train_loss:.5f}',
-        'val_loss': f'{val_loss:.5f}' if validated else '',
-        'bits_per_char': f'{val_loss * to_bits_per_char:.4f}' if validated else '',
-        'lr': f'{lr:.3e}',
+        'tokens': step * data.tokens_per_step,
+        'seconds': seconds,
+        'train_loss': train_loss,
+        'val_loss': val_loss,
+        'bits_per_char': None if val_loss is None else data.bits_per_char(val_loss),
+        'lr': lr,
     }
 
 
-def print_row(row, data, floor, speed, share_of_peak):
-    """The same for the screen. speed: tokens a second. floor: bits per character, or None."""
+def print_row(row, data, speed, share_of_peak):
+    """The same for the screen. speed: tokens a second."""
     validation = ''
-    if row['val_loss']:
+    if row['val_loss'] is not None:
         bits = row['bits_per_char']
-        validation = f'  validation {float(row["val_loss"]):.3f}  {bits} bits/char'
-        if floor:
-            validation += f' ({float(bits) / floor - 1:+.1%} from the floor)'
-    # where the machine was busy as the peak was measured, a share of it says nothing
+        validation = f'  validation {row["val_loss"]:.3f}  {bits:.4f} bits/char'
+        if data.floor:
+            validation += f' ({bits / data.floor - 1:+.1%} from the floor)'
+    # a machine that was busy as its peak was measured has more than that peak: say nothing then
     share = f'  {share_of_peak:.0%} of peak' if share_of_peak <= 1 else ''
     minutes = (data.steps * data.tokens_per_step - row['tokens']) / speed / 60
-    print(f'step {row["step"]:,}/{data.steps:,}  loss {float(row["train_loss"]):.3f}{validation}  '
+    print(f'step {row["step"]:,}/{data.steps:,}  loss {row["train_loss"]:.3f}{validation}  '
           f'{speed:,.0f} tokens/s{share}  {minutes:.1f} min left', flush=True)
 
 
 def show_texts(model, data, run, device):
     """Print a short text of each rating, always of the same seed: one can watch it learn."""
-    from parts.corpus import RATING_NAMES
-    from parts.vocabulary import load_vocabulary
     vocabulary = load_vocabulary(Path(run.data_dir, run.mode))
-    starts = [('', data.start_ids[-1])]
-    if data.rated:
-        names = [f'{english:9}  ' for english, _ in RATING_NAMES]
-        starts = zip(names, data.start_ids)
+    starts = [(f'{RATING_NAMES[n][0]:9}  ', data.rating_ids[n]) for n in data.ratings]
     model.eval()
-    for name, start in starts:
+    for name, start in starts or [('', data.unrated_id)]:
         idx = torch.tensor([[data.eos, start]], device=device)
-        generator = torch.Generator(device).manual_seed(0)    # training's stays as it is
+        generator = torch.Generator(device).manual_seed(0)    # of its own: training's draws on
         columns = generate(model, idx, 40, vocabulary.banned, temperature=0.8, generator=generator)
         ids = [column.item() for column in columns]
-        print(f'    {name}{vocabulary.decode([i for i in ids if i != data.eos])}')
+        text = vocabulary.decode([i for i in ids if i != data.eos])
+        print(f'    {name}{printable(text)}')
     model.train()
 
 
-# --- the story ---
+def save_best(out, model, run, data, meta, row):
+    """Write the model folder. row: of the log, with the validation that was the best so far."""
+    from parts.folder import model_card, save_model  # here, for it is slow to import
+    facts = {
+        **meta,
+        'ratings': data.ratings,                              # that the texts have
+        'step': row['step'],
+        'tokens': row['tokens'],
+        'training_flops': matmul_flops(model, data.row_length) * row['tokens'],
+        'val_loss': row['val_loss'],
+        'bits_per_char': row['bits_per_char'],
+        'data_dir': run.data_dir,
+    }
+    card = model_card(model, facts, out.resolve().name)
+    files = vocabulary_files(Path(run.data_dir, run.mode))
+    save_model(model, out, facts, {**files, 'README.md': card.encode()})
 
-@explain_failures(smaller='--micro_batch, the result is the same')
-def main():
-    # --- this process, this machine ---
-    out = Path(settings.out_dir)
-    run, checkpoint = begin_or_go_on(settings, out)
-    check_settings(run)
-    device = select_device(run.device)
-    if rank == 0:
-        run_files.lock_folder(out)
-    start_process(device)
-    stop = StopRequest()
 
-    # --- what all processes must agree on ---
-    meta = read_meta(run.data_dir, run.mode)
-    check_texts(Path(run.data_dir), meta)
-    vocabulary = vocabulary_files(Path(run.data_dir, run.mode))
-    step = checkpoint['step'] if checkpoint else 0
-    check_same_everywhere({
-        **{name: value for name, value in kept(run).items() if name not in MAY_CHANGE},
-        'the checksum of train.bin': meta.get('train_crc32'),
-        'the vocabulary': zlib.crc32(b''.join(vocabulary.values())),
-        'the last step': step,
-        'the checksum of state.pt': checkpoint and checkpoint['checksum'],
-    })
-    if checkpoint and checkpoint['data'] != meta.get('train_crc32'):
-        raise UserError(f'{run.data_dir} holds other tokens than the run in {out} was trained on; '
-                        'name the folder that has them (--data_dir=), prepare them as they were, '
-                        'or begin anew in another --out_dir')
-
-    # --- data ---
-    base, origin = None, {}  # the model to fine-tune, and what the model card must tell of it
-    if checkpoint:
-        origin = checkpoint['origin']
-    elif run.init_from not in ('scratch', 'auto'):
-        run, base, origin = fine_tune(run, meta)
-    meta = {**meta, **origin}
-    data = Data(run, meta, rank, world_size)
-    if step >= data.steps:
-        print0(f'the run in {out} is complete: {data.steps:,} steps')
-        return 0
-    if not checkpoint:
-        run.eval_interval, run.eval_tokens = validation_plan(run, data)
-    val_rows = data.validation_rows(run.eval_tokens * 1e6 or math.inf)
-    eval_interval = run.eval_interval or max(1, data.steps // 10)
-    log_interval = run.log_interval or max(1, data.steps // 40)
-    micro_rows = data.rows_per_rank
-    if run.micro_batch:
-        micro_rows = min(run.micro_batch * run.chunk_size // data.row_length, micro_rows)
-        while data.rows_per_rank % micro_rows:  # equal parts: each size is compiled anew
-            micro_rows -= 1
-    # nats per token → bits per character, which compares models of any vocabulary
-    to_bits_per_char = (meta['val_tokens'] - 1) / meta['val_chars'] / math.log(2)
-
-    # --- model ---
-    model = (base or new_model(run, data, meta, checkpoint)).to(device)
-    model.config.reads_ratings = data.asks_ratings
-    rating_ids = torch.tensor(data.start_ids[:-1], device=device)
-    seconds, best = 0.0, math.inf  # of training so far; the lowest validation loss
-    warm_start = bool(base)        # embedding and head hold what was trained, or counted
-    if checkpoint:
-        model.load_state_dict(checkpoint['model'])
-        seconds, best = checkpoint['seconds'], checkpoint['best']
-        warm_start = checkpoint['warm_start']
-    elif run.bigram_init and not base and run.d_model > 2:
-        warm_start = True
-        start = time.perf_counter()
-        if rank == 0:  # the other processes get these weights from DistributedDataParallel
-            init_from_bigrams(model, data.tokens)
-        seconds = time.perf_counter() - start  # counting is part of training
-
-    # the number format, and whether to compile: as asked, as measured, or as the run did before
-    flops_per_token = matmul_flops(model, data.row_length)
-    n_flops = flops_per_token * data.steps * data.tokens_per_step / world_size
-    compiled = worth_compiling(run.compile, n_flops, device)
-    dtype_name = run.dtype
-    if checkpoint and run.dtype == 'auto':
-        dtype_name = checkpoint['computation']['dtype']
-    if checkpoint and run.compile == 'auto':
-        compiled = checkpoint['computation']['compiled']
-    dtype, how = from_rank0(select_dtype(dtype_name, device))
-    peak = from_rank0(matmul_peak(device, dtype)) * world_size
-    n_parameters = sum(p.numel() for p in model.parameters())
-    print0(f'{run.arch} of {n_parameters:,} parameters on {world_size} × {device.type} in {how}, '
-           f'{"" if compiled else "not "}compiled, measured peak {peak / 1e12:.2f} TFLOP/s\n'
-           f'{data.steps:,} steps of {data.tokens_per_step:,} tokens: '
-           f'{run.epochs} × {data.tokens_per_epoch:,}')
-
-    parallel = model  # until DistributedDataParallel wraps it
-    autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-    checked = data.batch(step)
-    checked.y[4:] = -1  # four rows show whether what is compiled computes the same
-    if checked.ratings is not None:
-        checked.ratings[4:] = -1
-
-    def checked_loss(n_rows):
-        x, y, ratings = checked.rows(0, n_rows, device)
-        with autocast:
-            token_loss, rating_loss = parallel(x, y, ratings, rating_ids)
-        return (token_loss + RATING_WEIGHT * rating_loss) / 4
-
-    if compiled:
-        # the four alone need little memory; but dropout draws by the number of rows
-        plain_rows = micro_rows if run.dropout else min(4, micro_rows)
-        compiled, dtype = compile_and_check(
-            model, lambda: checked_loss(plain_rows), lambda: checked_loss(micro_rows), dtype, device)
-        autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-    if world_size > 1:
-        devices = [device.index] if device.type == 'cuda' else None
-        parallel = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
-        # DDP moves its buffers after the first pass, which changes the order of three summands. A
-        # resumed run must not be the only one to do it, so every run makes a pass for nothing.
-        checked_loss(micro_rows).backward()
-        model.zero_grad(set_to_none=True)
-
-    # --- optimizer ---
-    table_decay = run.table_decay / data.steps_per_epoch
-    optimizer = make_optimizer(model, run.optimizer, run.lr, table_decay, warm_start, dtype)
-    # float16 knows no number below 6e-8, so the loss is scaled up before the backward pass and the
-    # gradients down after it (Micikevicius et al. 2018, arXiv:1710.03740). Other formats need none.
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    if checkpoint:
-        optimizer.load_state_dict(checkpoint['optimizer'])
-        scaler.load_state_dict(checkpoint['scaler'])
-
-    # --- the log, the model folder, the state ---
-    wandb_run = None
-    if rank == 0:
-        run_files.start_log(out, step)
-        wandb_run = start_wandb(run, out, checkpoint)
-    checkpoint = None  # its weights are copied: let the memory go
-
-    def save_best(val_loss):
-        """The model folder: the best so far on validation."""
-        from parts.folder import model_card, save_model  # here, for it is slow to import
-        n_tokens = step * data.tokens_per_step
-        facts = {
-            **meta,
-            'step': step,
-            'tokens': n_tokens,
-            'training_flops': flops_per_token * n_tokens,
-            'val_loss': val_loss,
-            'bits_per_char': val_loss * to_bits_per_char,
-            'data_dir': run.data_dir,
-        }
-        card = model_card(model, facts, out.resolve().name)
-        save_model(model, out, facts, {**vocabulary, 'README.md': card.encode()})
-
-    def save_state():
-        """state.pt: the last step, all that resuming needs."""
-        check_finite(*[p.sum().item() for p in model.parameters()])
-        run_files.save_checkpoint(out, {
-            'model': model.state_dict(),
-            'optimizer': optimizer.state_dict(),
-            'scaler': scaler.state_dict(),
-            'step': step,
-            'best': best,
-            'seconds': seconds,
-            'settings': kept(run),
-            'computation': {
-                'device': device.type,
-                'dtype': str(dtype).removeprefix('torch.'),
-                'compiled': compiled,
-            },
-            'config': vars(model.config),
-            'warm_start': warm_start,
-            'origin': origin,
-            'data': meta['train_crc32'],
-            'wandb_id': wandb_run.id if wandb_run else None,
-        })
-
-    def check_finite(*numbers):
-        """End the run where it has come to no number, before anything good is overwritten."""
-        if all(math.isfinite(number) for number in numbers):
-            return
-        good = f'{out} keeps the last good state. ' if run_files.has_checkpoint(out) else ''
-        print0(f'the loss is no number by step {step:,}, learning rate {lr:.2e}; {good}'
-               'Start again with a smaller --lr.')
-        raise SystemExit(1)
-
-    # --- the loop ---
-    loss_sum, steps_since_log = torch.zeros((), device=device), 0
-    first_step, first_seconds, clock = step, seconds, time.perf_counter()
-    stopping = False
-    while step < data.steps and not stopping:
-        lr = get_lr(step, data.steps, run.lr)
-        for group in optimizer.param_groups:
-            group['lr'] = lr * group['lr_mult']
-        if run.dropout:  # what is dropped is a function of seed, step and rank
-            torch.manual_seed(hash((run.seed, step, rank)))
-
-        # --- forward and backward, some rows at a time where memory is short ---
-        batch = data.batch(step)
-        for first in range(0, data.rows_per_rank, micro_rows):
-            end = first + micro_rows
-            if world_size > 1:  # the processes add up their gradients once a step, at its end
-                parallel.require_backward_grad_sync = end == data.rows_per_rank
-            x, y, ratings = batch.rows(first, end, device)    # (B, T) each
-            with autocast:
-                token_loss, rating_loss = parallel(x, y, ratings, rating_ids)
-            # the mean over all targets of the step, whichever process and pass they are in
-            loss = (token_loss + RATING_WEIGHT * rating_loss) / batch.n_targets
-            # DDP averages over processes, and we want the sum: hence * world_size
-            scaler.scale(loss * world_size).backward()
-            loss_sum += token_loss.detach() / batch.n_targets
-
-        # --- clip and step ---
-        scaler.unscale_(optimizer)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP)
-        scaler.step(optimizer)  # float16: left out where a gradient has overflown
-        scaler.update()
-        optimizer.zero_grad(set_to_none=True)
-        step += 1
-        steps_since_log += 1
-
-        # --- stop? All processes after the same step. GPUs ask each other at every eighth: who waits
-        # for the answer gives the GPU no work meanwhile ---
-        if world_size == 1:
-            stopping = stop.signal > 0
-        elif device.type != 'cuda' or step % 8 == 0:
-            stopping = on_any_rank(stop.signal, device)
-
-        # --- now and then: log, validate, save ---
-        due = step == data.steps or step % eval_interval == 0
-        if not (due or stopping or step % log_interval == 0):
-            continue
-        train_loss = all_reduce(loss_sum / steps_since_log).item()
-        seconds += time.perf_counter() - clock
-        val_loss = None
-        if due:
-            val_loss = validate(model, data, val_rows, micro_rows, device, autocast)
-        check_finite(train_loss, val_loss or 0.0)
-        if rank == 0:
-            row = log_row(step, step * data.tokens_per_step, seconds, train_loss, val_loss,
-                          to_bits_per_char, lr)
-            run_files.append_log(out, row)
-            speed = (step - first_step) * data.tokens_per_step / (seconds - first_seconds)
-            share_of_peak = flops_per_token * speed / peak
-            print_row(row, data, meta.get('floor_bits_per_char'), speed, share_of_peak)
-            if wandb_run:
-                wandb_run.log({name: float(value) for name, value in row.items() if value})
-        if due and rank == 0 and run.show:
-            show_texts(model, data, run, device)
-        if due and val_loss < best:
-            best = val_loss
-            if rank == 0:
-                save_best(val_loss)
-        if (due or stopping) and rank == 0:
-            save_state()
-        loss_sum, steps_since_log = torch.zeros((), device=device), 0
-        clock = time.perf_counter()
-
-    # --- the end ---
-    if wandb_run:
-        wandb_run.finish()
-    if rank == 0 and step == data.steps:
-        from parts.pictures import draw_losses
-        draw_losses(out, meta.get('floor_bits_per_char'))
-    wait_for_all()  # none leaves while another still saves
+def say_goodbye(out, run, step, data, best):
+    """Say how the run ended, and what one can do next."""
     folder = shlex.quote(str(out))
     if step < data.steps:
         print0(f'stopped at step {step:,} of {data.steps:,}; '
                f'go on with: python train.py --out_dir={folder} --init_from=resume')
-        return stop.exit_status
+        return
     print0(f'best validation loss {best:.4f}, kept in {out}; '
            f'write with: python sample.py --model_path={folder}')
     if run.arch == 'decoder':
         page = shlex.quote(f'{out}/page.html')
         print0(f'look inside: python sample.py --model_path={folder} --page={page}')
-    return 0
 
 
 if __name__ == '__main__':

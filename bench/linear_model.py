@@ -5,7 +5,8 @@
     python -m bench.linear_model --data_dir=data/shift --read_dir=data/long --model_path=out/shift
     python -m bench.linear_model --data_dir=data/movie --texts=negative.txt,positive.txt
 
-    train.txt → counts of all runs of 1 to 4 characters, tf-idf → logistic regression
+    train.txt → how often each run of 1 to 4 characters comes in a text → tf-idf
+    → logistic regression
     validation.txt → negative or positive? → the scores of eval.py
 
 It is trained on the negative and positive texts, and rates such texts alone. It needs scikit-learn:

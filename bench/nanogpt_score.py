@@ -31,7 +31,8 @@ def main():
     folder = Path(nanogpt).expanduser()
     checkpoint = folder / 'out/ckpt.pt'
     if not checkpoint.exists():
-        raise UserError(f'nanogpt={nanogpt!r} has no out/ckpt.pt; train nanoGPT first')
+        raise UserError(f'nanogpt={nanogpt!r} is no folder with an out/ckpt.pt; '
+                        'train nanoGPT first')
     model = load_nanogpt(folder / 'model.py', checkpoint)
     meta = read_meta(data_dir, 'tokenizer')
     n = min(round(n_tokens * 1e6), meta['val_tokens'] - 1)

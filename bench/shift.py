@@ -31,17 +31,14 @@ def main():
     train, validation = read_lines('train.txt'), read_lines('validation.txt')
     longest = sorted(map(n_characters, train))[int(SHARE_KEPT * len(train))]
 
-    def is_long(line):
-        return n_characters(line) > longest
+    def is_usual(line):
+        return n_characters(line) <= longest and not re.search(topics, line)
 
-    def has_topic(line):
-        return re.search(topics, line)
-
-    usual = [line for line in train if not is_long(line) and not has_topic(line)]
-    write_lines('shift/train.txt', usual)
+    write_lines('shift/train.txt', [line for line in train if is_usual(line)])
     write_lines('shift/validation.txt', validation)
-    write_lines('long/validation.txt', filter(is_long, validation))
-    write_lines('topics/validation.txt', filter(has_topic, validation))
+    long = [line for line in validation if n_characters(line) > longest]
+    write_lines('long/validation.txt', long)
+    write_lines('topics/validation.txt', [line for line in validation if re.search(topics, line)])
 
 
 def n_characters(line):
@@ -60,7 +57,6 @@ def read_lines(name):
 
 
 def write_lines(name, lines):
-    lines = list(lines)
     with atomic_write(Path(output_dir, name)) as file:
         file.writelines(lines)
     print(f'{output_dir}/{name}: {len(lines):,} reviews')

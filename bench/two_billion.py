@@ -1,4 +1,4 @@
-"""Does a corpus of two billion tokens start later, take more memory or pause more than a small one?
+"""Does a corpus of two billion tokens start later, take more memory, pause more than a small one?
 
     python -m bench.two_billion --data_dir=data/movie                    174 times over, 4.0 GB
     python -m bench.two_billion --data_dir=data/movie --times=1          as it is, to compare with
@@ -61,7 +61,7 @@ def repeat(old, new):
     meta = read_json(old / 'meta.json')
     ids = np.fromfile(old / 'train.bin', '<u2')
     offsets = np.fromfile(old / 'train_offsets.bin', '<u8')
-    length = int(offsets[-1])  # the next copy begins at the last </s>
+    length = int(offsets[-1])                             # the next copy begins at the last </s>
     body, last = ids[:-1].tobytes(), ids[-1:].tobytes()
     crc32 = 0
     with atomic_write(new / 'train.bin', 'wb') as stream, \

@@ -7,6 +7,6 @@ chunk_size = 128      # demo reviews are some 24 tokens; in rows of 64 a fifth w
 batch_size = 16
 lr = 8e-3             # small models like larger steps
 n_tokens = 1.8        # million, of 2.2: enough
-read_share = 0        # the grammar's ratings are read without a mistake by likelihood
+read_share = 0        # by likelihood alone it reads the grammar's ratings without a mistake
 eval_interval = 220
 eval_tokens = 0.05

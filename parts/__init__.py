@@ -2,5 +2,5 @@
 
     prepare, train, eval, sample  →  parts  →  model, configurator        no arrow runs back
 
-The lesson: batches, bigram, optim, scoring, vocabulary, grammar. The plumbing: all the others.
+The lesson: data, optim, bigram, guidance, scoring, vocabulary, grammar. The plumbing: the others.
 """

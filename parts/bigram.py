@@ -18,7 +18,7 @@ PMI_GAIN = 1.4            # makes up for the directions that the SVD leaves out
 
 
 @torch.no_grad()
-def init_from_bigrams(model, data):
+def init_from_bigrams(model, tokens):
     """Set embedding and head so that the untrained model, whose blocks begin as the identity, is a
     bigram model of rank C - 2:
 
@@ -27,12 +27,12 @@ def init_from_bigrams(model, data):
     PMI, pointwise mutual information, says how much oftener j comes after i than it comes at all;
     where it would come less often, 0 is taken (positive PMI).
     Its truncated SVD gives each token a vector as predecessor and one as successor (Levy & Goldberg
-    2014). data: ids (N,), uint16.
+    2014). tokens: ids (N,), uint16.
     """
     V, C = model.config.vocab_size, model.config.d_model
     # (V, rank), (V, rank), (V,)
-    predecessor, successor, log_p = factor_bigrams(sample_stream(data), V, C)
-    rank = predecessor.shape[1]
+    predecessor, successor, log_p = factor_bigrams(sample_stream(tokens), V, C)
+    rank = predecessor.shape[1]                               # C - 2, or V where that is smaller
 
     # RMSNorm removes the length of an embedding, so only its direction counts. Each is built as a
     # unit vector: coordinate 0 is for log P(j), coordinates 2 and up for the PMI, and coordinate 1
@@ -57,21 +57,22 @@ def init_from_bigrams(model, data):
     model.lm_head.weight.copy_(head @ rotation / math.sqrt(C))
 
 
-def sample_stream(data):
-    """All of data (N,), or MOST_TOKENS of it in pieces from the whole of its length."""
-    if len(data) <= MOST_TOKENS:
-        return np.asarray(data)
-    starts = np.linspace(0, len(data) - PIECE, MOST_TOKENS // PIECE).astype(np.int64)
-    return np.concatenate([data[start:start + PIECE] for start in starts])
+def sample_stream(tokens):
+    """All tokens (N,), or MOST_TOKENS of it in pieces from the whole of its length."""
+    if len(tokens) <= MOST_TOKENS:
+        return np.asarray(tokens)
+    starts = np.linspace(0, len(tokens) - PIECE, MOST_TOKENS // PIECE).astype(np.int64)
+    return np.concatenate([tokens[start:start + PIECE] for start in starts])
 
 
-def factor_bigrams(data, V, C):
-    """Count the pairs in data and factor their positive PMI.
+def factor_bigrams(tokens, V, C):
+    """Count the pairs in tokens and factor their positive PMI.
 
     Returns predecessor (V, rank), successor (V, rank), log P (V,). A pair has the weight
     √(P(i) P(j)), so that frequent pairs are fitted best.
     """
-    pairs, n = np.unique(data[:-1].astype(np.uint32) * np.uint32(V) + data[1:], return_counts=True)
+    pairs, n = np.unique(tokens[:-1].astype(np.uint32) * np.uint32(V) + tokens[1:],
+                         return_counts=True)
     pairs = torch.from_numpy(pairs.astype(np.int64))
     i, j = pairs // V, pairs % V
     n = torch.from_numpy(n).double()                                   # how often j follows i

@@ -22,7 +22,15 @@ except ImportError:  # Windows has none; two runs in one folder go unnoticed the
 
 STATE_FORMAT = 3  # of state.pt; it grows when what is in there changes its meaning
 LOCKS = []        # open files, until this process ends
-LOG_COLUMNS = ['step', 'tokens', 'seconds', 'train_loss', 'val_loss', 'bits_per_char', 'lr']
+LOG_COLUMNS = {   # of log.csv, and how a value is written
+    'step': 'd',
+    'tokens': 'd',
+    'seconds': '.2f',
+    'train_loss': '.5f',
+    'val_loss': '.5f',
+    'bits_per_char': '.4f',
+    'lr': '.3e',
+}
 
 
 # --- files ---
@@ -102,7 +110,7 @@ def lock_folder(folder):
                             'wait for it, or name another folder') from None
         print0(f'{folder} is on a disk that knows no locks ({error.strerror}); '
                'see that no other run writes to it')
-    for left_over in folder.glob('*.part'):  # of a process that was killed: nobody else is here
+    for left_over in folder.glob('*.[0-9]*.part'):  # of a process that was killed
         left_over.unlink(missing_ok=True)
     LOCKS.append(lock)  # a file that nobody holds is closed, and its lock is open
 
@@ -130,7 +138,7 @@ def save_checkpoint(out, state):
 
 
 def load_checkpoint(out):
-    """What save_checkpoint() wrote, and its 'checksum'; where state.pt is damaged, of the one before.
+    """What save_checkpoint() wrote, and its 'checksum'. Where state.pt is damaged, the one before.
 
     Raises UserError.
     """
@@ -167,8 +175,7 @@ def start_log(out, step):
     rows = []
     if step and path.exists():
         try:
-            with open(path, newline='', encoding='utf-8') as file:
-                rows = [row for row in csv.DictReader(file) if int(row['step']) <= step]
+            rows = [row for row in read_log(path) if int(row['step']) <= step]
         except (ValueError, KeyError, TypeError, csv.Error):
             aside = set_aside(path)
             print0(f'{path} cannot be read; it is now {aside}, and a new one begins')
@@ -176,6 +183,18 @@ def start_log(out, step):
         log = csv.DictWriter(file, LOG_COLUMNS, extrasaction='ignore')
         log.writeheader()
         log.writerows(rows)
+
+
+def read_log(path):
+    """The rows of log.csv. Raises ValueError, KeyError, TypeError or csv.Error where it is damaged:
+    a line that the power cut lacks its last numbers.
+    """
+    with open(path, newline='', encoding='utf-8') as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        for name in ('step', 'tokens', 'seconds', 'train_loss', 'lr'):
+            float(row[name])
+    return rows
 
 
 def set_aside(path):
@@ -190,10 +209,13 @@ def set_aside(path):
 
 
 def append_log(out, row):
-    """One more line: row {column: value}, in the order of LOG_COLUMNS. Raises UserError."""
+    """One more line: row {column: number, or None where there is none}. Raises UserError."""
     path = out / 'log.csv'
+    words = {}
+    for column, spec in LOG_COLUMNS.items():
+        words[column] = '' if row[column] is None else format(row[column], spec)
     try:
         with open(path, 'a', newline='', encoding='utf-8') as file:
-            csv.DictWriter(file, LOG_COLUMNS).writerow(row)
+            csv.DictWriter(file, LOG_COLUMNS).writerow(words)
     except OSError as error:
         raise cannot_write(path, error) from None

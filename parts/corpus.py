@@ -11,14 +11,13 @@ A fourth rating is a fourth line in RATINGS; everything else takes the ratings f
 demo has tables of its own, in grammar.py.
 """
 import csv
+import gc
 import hashlib
 import json
 import multiprocessing
 import os
 import re
-import shutil
 import signal
-import tempfile
 import threading
 import unicodedata
 import zlib
@@ -412,11 +411,18 @@ class Report:
         self.name = name
         self.licence = licence
         self.n_rows = 0
-        self.n_texts = {'train': 0, 'val': 0}
+        self.n_texts = Counter()   # side → how many
         self.ratings = Counter()
         self.left_out = Counter()  # why → how many
         self.others = []           # files of a folder that are not read
         self.chosen = {}           # names of all columns → (text column, rating column)
+
+    def add(self, part):
+        self.n_rows += part.n_rows
+        self.ratings += part.ratings
+        self.left_out += part.left_out
+        for side in SIDES:
+            self.n_texts[side] += part.n_texts[side]
 
     def meta(self):
         texts = self.n_texts
@@ -465,21 +471,51 @@ def why_left_out(text):
 
 
 def read_source(source, reader, report, revision='', n_reviews=0, seed=0):
-    """Yield (file, row number, text, label, bits) of every row of a source.
+    """Yield (file, number of the first row, rows) of a source, some thousand rows at a time.
 
-    bits is -log2 P(rating, text) in the demo, else None. n_reviews and seed are for the demo.
-    Raises UserError.
+    A row is (text, label), and in the demo (text, label, bits), bits being -log2 P(rating, text).
+    n_reviews and seed are for the demo. Raises UserError.
     """
     if source == 'demo':
         from parts import grammar
-        for n, (rating, text, bits) in enumerate(grammar.reviews(n_reviews, seed), 1):
-            yield 'demo', n, text, rating, bits
+        written = grammar.reviews(n_reviews, seed)
+        rows = ((text, rating, bits) for rating, text, bits in written)
+        yield from numbered('demo', rows)
         return
     files, report.others = source_files(source, revision)
     for file in files:
-        for n, (text, label) in enumerate(read_file(file, reader), 1):
-            yield file, n, text, label, None
+        yield from numbered(file, read_file(file, reader))
     report.chosen = reader.chosen
+
+
+def numbered(file, rows):
+    first = 1
+    for batch in batches(rows, 5000):
+        yield file, first, batch
+        first += len(batch)
+
+
+LONG = 100_000  # characters from which on a text is worked on by itself
+
+
+def batches(items, size):
+    """Yield lists of `size` of the items, the last one shorter; a long text comes alone.
+
+    An item has its text first.
+    """
+    batch = []
+    for item in items:
+        text = item[0]
+        long = isinstance(text, str | bytes) and len(text) > LONG
+        if batch and (long or len(batch) == size):
+            yield batch
+            batch = []
+        batch.append(item)
+        if long:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
 # what open, gzip, csv, json and pyarrow raise where a file is missing or damaged
@@ -507,9 +543,10 @@ def split_sources(sources, folder, val_ratio, labels, make_reader, **reading):
     sources: {name: source}, as {'reviews': Path('data/reviews.csv')}. make_reader(): a Reader.
     reading: the last arguments of read_source. Raises UserError.
     """
+    from tqdm import tqdm
     reports = []
     floor = Floor()
-    different = set()  # at most 100 texts, to see whether there is more than one
+    some_texts = set()  # to see whether there is more than one
     with new_files(folder) as create:
         shared = {side: TextFile(create(name)) for side, name in SIDES.items()}
         for name, source in sources.items():
@@ -517,20 +554,23 @@ def split_sources(sources, folder, val_ratio, labels, make_reader, **reading):
             report = Report(name, LICENCES.get(source, "the file's own"))
             own = {side: create(f'{name}_{side}.txt') for side in SIDES}
             rows = read_source(source, reader, report, **reading)
-            texts = split_rows(rows, reader.unit, val_ratio, labels, report)
-            for side, rating, text, bits in texts:
-                line = text_line(rating, text)
-                own[side].write(line)
-                shared[side].write(line)
-                report.n_texts[side] += 1
-                if side == 'val':
-                    floor.add(text, bits)
-                if len(different) < 100:
-                    different.add(text)
+            parts = map_ordered(split_rows, rows, reader.unit, val_ratio, labels)
+            with (
+                closing(parts),
+                tqdm(desc=f'split {name}', unit=' texts', mininterval=0.5, disable=None) as bar,
+            ):
+                for part in parts:
+                    for side in SIDES:
+                        own[side].write(part.lines[side])
+                        shared[side].write(part.lines[side])
+                    report.add(part)
+                    floor.add(part)
+                    some_texts.update(part.some_texts)
+                    bar.update(part.n_rows)
             if source not in KNOWN_SOURCES:
                 labels.check_seen(name, report.ratings)
             reports.append(report)
-        check_sides(reports, val_ratio, len(different))
+        check_sides(reports, val_ratio, len(some_texts))
         meta = {'sources': [report.meta() for report in reports]}
         meta['unit'] = reader.unit
         for side, file in shared.items():
@@ -539,33 +579,60 @@ def split_sources(sources, folder, val_ratio, labels, make_reader, **reading):
     return reports
 
 
-def split_rows(rows, unit, val_ratio, labels, report):
-    """Yield (side, rating, text, bits) of rows of read_source, clean. Raises UserError."""
-    from tqdm import tqdm
+class Part:
+    """What split_rows makes of some rows."""
+
+    def __init__(self):
+        self.lines = {side: bytearray() for side in SIDES}
+        self.n_rows = 0
+        self.n_texts = Counter()
+        self.ratings = Counter()
+        self.left_out = Counter()
+        self.val_chars = 0
+        self.val_bits = 0.0      # None where they are not known
+        self.some_texts = set()  # two different ones, if there are two
+
+    def add(self, side, rating, text, bits):
+        self.lines[side] += text_line(rating, text)
+        self.n_texts[side] += 1
+        if len(self.some_texts) < 2:
+            self.some_texts.add(text)
+        if side == 'val':
+            self.val_chars += len(text)
+            known = bits and self.val_bits is not None
+            self.val_bits = self.val_bits + bits[0] if known else None
+
+
+def split_rows(unit, val_ratio, labels, numbered_rows):
+    """Clean the rows of a batch of read_source and send each to its side: a Part. Raises UserError.
+    """
+    file, first, rows = numbered_rows
     clean_text = cleaner(unit)
-    for file, n, text, label, bits in tqdm(rows, desc=f'split {report.name}', unit=' texts',
-                                           mininterval=0.5, disable=None):
-        report.n_rows += 1
+    whole_file = unit == 'file' and file != 'demo' and file_type(file) in ('.txt', '.md')
+    part = Part()
+    for n, (text, label, *bits) in enumerate(rows, first):
+        part.n_rows += 1
         reason = why_left_out(text)
         text = '' if reason else clean_text(text)
         seen = visible(text)
         if not seen:
-            report.left_out[reason or 'empty'] += 1
+            part.left_out[reason or 'empty'] += 1
             continue
         try:
             rating = labels.rating('' if label is None else label)
         except UserError as error:
             raise UserError(f'{file}, row {n:,}: {error}') from None
-        report.ratings[rating] += 1
-        if unit == 'file' and file_type(Path(file)) in ('.txt', '.md'):
+        part.ratings[rating] += 1
+        if whole_file:
             # pieces of one text cannot be shuffled between the sides: its end is validation
             cut = int(len(text) * (1 - val_ratio))
-            for side, part in (('train', text[:cut]), ('val', text[cut:])):
-                if visible(part):
-                    yield side, rating, part, bits
+            if visible(text[:cut]):
+                part.add('train', rating, text[:cut], bits)
+            if visible(text[cut:]):
+                part.add('val', rating, text[cut:], bits)
         else:
-            side = 'val' if in_validation(seen, val_ratio) else 'train'
-            yield side, rating, text, bits
+            part.add('val' if in_validation(seen, val_ratio) else 'train', rating, text, bits)
+    return part
 
 
 def check_sides(reports, val_ratio, n_different):
@@ -610,17 +677,14 @@ class Floor:
     def __init__(self):
         self.n_chars = 0
         self.bits = 0.0
-        self.known = True
 
-    def add(self, text, bits):
-        self.n_chars += len(text)
-        if bits is None:
-            self.known = False
-        else:
-            self.bits += bits
+    def add(self, part):
+        self.n_chars += part.val_chars
+        known = self.bits is not None and part.val_bits is not None
+        self.bits = self.bits + part.val_bits if known else None
 
     def meta(self):
-        return {'floor_bits_per_char': self.bits / self.n_chars} if self.known else {}
+        return {} if self.bits is None else {'floor_bits_per_char': self.bits / self.n_chars}
 
 
 # --- a folder of texts ---
@@ -629,30 +693,38 @@ class Floor:
 def new_files(folder):
     """Write files that appear in a folder together or not at all: create(name) opens one.
 
-    They are written into a folder of their own, flushed to the disk, then renamed. meta.json goes
-    first and comes last, so whoever finds it finds all that it speaks of. Ctrl-C waits for that.
+    They are written beside their places, flushed to the disk, then renamed. meta.json goes first
+    and comes last, so whoever finds it finds all that it speaks of. Ctrl-C waits for that.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for part in folder.glob('new.*.part'):  # of a process that was killed; no other is at work here
-        shutil.rmtree(part, ignore_errors=True)
-    part = Path(tempfile.mkdtemp(prefix='new.', suffix='.part', dir=folder))
-    opened = {}
+    for part in folder.glob('*.[0-9]*.part'):  # of a process that was killed; none is at work here
+        part.unlink()
+    names = []
     try:
         with ExitStack() as files:
+            opened = []
+
             def create(name):
-                opened[name] = files.enter_context(open(part / name, 'wb'))
-                return opened[name]
+                names.append(name)  # before the file is there, so that Ctrl-C finds it
+                opened.append(files.enter_context(open(part_of(folder / name), 'wb')))
+                return opened[-1]
 
             yield create
-            for file in opened.values():
+            for file in opened:
                 file.flush()
                 os.fsync(file.fileno())  # the renames must not reach the disk before the bytes do
         with signals_ignored():
             (folder / 'meta.json').unlink(missing_ok=True)
-            for name in sorted(opened, key=is_meta):
-                os.replace(part / name, folder / name)
+            for name in sorted(names, key=is_meta):
+                os.replace(part_of(folder / name), folder / name)
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        for name in names:
+            part_of(folder / name).unlink(missing_ok=True)
+
+
+def part_of(path):
+    """Where a file is written before it has its name; two processes do not share one."""
+    return path.with_name(f'{path.name}.{os.getpid()}.part')
 
 
 def is_meta(name):
@@ -894,8 +966,6 @@ def parse_line(path, n, line):
 # `</s>` closes a text and opens the next. So after the last word the model learns to say that the
 # text is over, and after `</s>`, with nothing else in sight, to begin another: first its rating.
 
-LONG = 100_000  # characters from which on a text is encoded by itself, in pieces
-
 
 class StreamWriter:
     """Writes two files that grow together; also counts and keeps a checksum, for meta.json.
@@ -940,7 +1010,8 @@ def encode_file(vocab, path, stream, batch_size, chunk_size):
     from tqdm import tqdm
     n_chars = 0
     n_fitting = 0
-    encoded = map_ordered(encode_lines, batches(read_lines(path), batch_size), vocab, path)
+    lines = ((line, n) for n, line in read_lines(path))
+    encoded = map_ordered(encode_lines, batches(lines, batch_size), vocab, path)
     with (
         closing(encoded),
         tqdm(desc=f'encode {path.name}', unit=' texts', mininterval=0.5, disable=None) as bar,
@@ -956,27 +1027,12 @@ def encode_file(vocab, path, stream, batch_size, chunk_size):
     return n_chars, n_fitting
 
 
-def batches(lines, size):
-    """Yield lists of `size` (number, line), the last one shorter; a long line comes alone."""
-    batch = []
-    for n, line in lines:
-        if batch and (len(batch) == size or len(line) > LONG):
-            yield batch
-            batch = []
-        batch.append((n, line))
-        if len(line) > LONG:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
 def encode_lines(vocab, path, lines):
-    """R (number, line) → (ids of all (N,), lengths (R,), how many characters).
+    """R (line, number) → (ids of all (N,), lengths (R,), how many characters).
 
     In front of the ids of each text come `</s>` and the id of its rating. Raises UserError.
     """
-    texts = [parse_line(path, n, line) for n, line in lines]
+    texts = [parse_line(path, n, line) for line, n in lines]
     if len(texts) == 1:
         ids, lengths = encode_long(vocab, *texts[0])
     else:
@@ -1041,6 +1097,7 @@ def begin_worker(function, first):
     """
     global work_function
     work_function = partial(function, *first)
+    gc.disable()  # a tenth of the time went into looking for cycles, and batches have none
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=end_with_parent, daemon=True).start()

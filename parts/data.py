@@ -9,6 +9,7 @@
 Nothing here grows with the corpus: the stream is read through a memory map where a step needs it,
 and one shard is packed while the one before it is trained on.
 """
+import math
 import zlib
 from bisect import bisect
 from concurrent.futures import ThreadPoolExecutor
@@ -20,54 +21,62 @@ import torch
 
 from parts.checkpoint import read_json
 from parts.errors import UserError
+from parts.scoring import BITS_OF_UNSEEN
 
-SHARD_TOKENS = 2 ** 20       # about so many in a shard: a million
-MOST_GROUPS = 2 ** 20        # up to so many texts are shuffled singly, more in groups
-LONG = 4                     # a text of more than so many rows is cut anew in every epoch
-CHECKED_BYTES = 2 ** 28      # a file up to this size is read once at the start, to find damage
+SHARD_TOKENS = 2 ** 20       # tokens in a shard, about: a million
+MOST_GROUPS = 2 ** 20        # more texts than this are shuffled in groups
+LONG = 4                     # a text of more rows than this is cut anew in every epoch
+CHECKED_BYTES = 2 ** 28      # a larger file is not read at the start to find damage
 
 
 class Batch(NamedTuple):
     """The rows of one process in one step."""
     x: torch.Tensor          # (B, T) ids
     y: torch.Tensor          # (B, T) the id after each; -1 where a row is empty
-    ratings: torch.Tensor    # (B, T) a rating where the model is asked for it, else -1; or None
+    ratings: torch.Tensor    # (B, T) a rating where the model is asked for it, else -1
     n_targets: int           # how many targets the rows of all processes have together
 
     def rows(self, first, end, device):
         """x, y and ratings of the rows [first, end), on the device."""
         moved = []
         for tensor in (self.x, self.y, self.ratings):
-            if tensor is not None:
-                tensor = tensor[first:end]
-                if device.type == 'cuda':
-                    tensor = tensor.pin_memory()  # the copy runs beside the computing
-                tensor = tensor.to(device, non_blocking=True)
-            moved.append(tensor)
+            tensor = tensor[first:end]
+            if device.type == 'cuda':
+                tensor = tensor.pin_memory()  # the copy runs beside the computing
+            moved.append(tensor.to(device, non_blocking=True))
         return moved
 
 
 class Data:
-    """The rows of every step. batch_size counts rows of chunk_size, over all processes."""
+    """The rows of every step, and those of validation.
+
+    steps, steps_per_epoch, steps_per_shard    of the run, of an epoch, of a shard
+    tokens_per_step                            places in the rows of a step; a few stay empty
+    row_length, rows_per_step, rows_per_rank   T; the rows of all processes and of each
+    tokens, offsets                            the stream of train.bin, where its texts begin
+    eos, rating_ids, unrated_id, ratings       `</s>`; start tokens; the ratings that texts have
+    """
 
     # --- the batch of a step ---
 
     def batch(self, step):
         """The Batch of this process in a step."""
-        epoch, n = divmod(step, self.steps_per_epoch)
-        shard, n = divmod(n, self.steps_per_shard)
-        rows = self.shard(epoch, shard)[n * self.rows_per_step:(n + 1) * self.rows_per_step]
+        epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
+        shard, step_in_shard = divmod(step_in_epoch, self.steps_per_shard)
+        first = step_in_shard * self.rows_per_step
+        rows = self.shard(epoch, shard)[first:first + self.rows_per_step]
         n_targets = sum(length for row in rows for _, length in row)
 
         first = self.rank * self.rows_per_rank                # this process has a slice of them
         end = first + self.rows_per_rank
         x, y = fill(self.tokens, rows[first:end], self.row_length, self.eos)
-        ratings = None
+        ratings = torch.full_like(y, -1)
         if self.asks_ratings:
             # the rows that ask are this share of all rows, evenly spread
             number = step * self.rows_per_step + np.arange(first, end)
             asks = np.floor((number + 1) * self.read_share) > np.floor(number * self.read_share)
-            x, ratings = hide_ratings(x, y, torch.from_numpy(asks), self.eos, self.start_ids)
+            asks = torch.from_numpy(asks)
+            x, ratings = hide_ratings(x, y, asks, self.eos, self.rating_ids, self.unrated_id)
         return Batch(x, y, ratings, n_targets)
 
     def shard(self, epoch, shard):
@@ -86,35 +95,37 @@ class Data:
     def pack_shard(self, epoch, shard):
         """The rows of a shard in random order, each a list of (start, length) in the stream.
 
-        Rows are not quite full, so there are a few more than the shard's steps take: 0.2% or less.
+        Rows are not quite full, so there are a few more than the shard's steps take.
         """
-        T = self.row_length
-        from_token = shard * self.steps_per_shard * self.tokens_per_step
+        # All shards of an epoch draw the same: the order of the texts, the token at which the epoch
+        # begins (of one long text, a part is then another one every time), and a long text's first
+        # cut (so that what had little before it has much the next time).
+        rng = np.random.default_rng((self.seed, epoch))
+        order = rng.permutation(len(self.group_lengths))
+        begin = rng.integers(len(self.tokens))
+        first_cut = rng.integers(2, self.row_length + 1)
+
+        from_token = begin + shard * self.steps_per_shard * self.tokens_per_step
         n_steps = min(self.steps_per_shard, self.steps_per_epoch - shard * self.steps_per_shard)
         to_token = from_token + n_steps * self.tokens_per_step
-        starts, lengths, place = self.texts(epoch, from_token, to_token)
+        starts, lengths, places = self.texts(order, from_token, to_token)         # (R,) each
 
-        # a long text is cut at another place in every epoch: what had little before it has much
-        first_cut = T
-        if epoch:
-            first_cut = int(np.random.default_rng((self.seed, epoch)).integers(2, T + 1))
-        text, offset, length = cut(lengths, T, first_cut)     # (P,) each
-        place = place[text] + offset
+        text, offset, length = cut(lengths, self.row_length, first_cut)           # (P,) each
+        place = places[text] + offset
         inside = (place + length > from_token) & (place < to_token)
-
         rng = np.random.default_rng((self.seed, epoch, shard))
         chosen = rng.permutation(np.flatnonzero(inside))
-        starts, offset = starts[text[chosen]] + offset[chosen], offset[chosen]
-        rows = pack(starts, length[chosen], offset == 0, T)
+        text, offset, length = text[chosen], offset[chosen], length[chosen]
+        rows = pack(starts[text] + offset, length, offset == 0, self.row_length)
         return [rows[n] for n in rng.permutation(len(rows))]
 
-    def texts(self, epoch, from_token, to_token):
-        """(starts, lengths, place) of the texts that fill these tokens of an epoch, (R,) each.
+    def texts(self, order, from_token, to_token):
+        """(starts, lengths, places) of the R texts that fill these tokens of an epoch.
 
-        An epoch puts the texts into a random order; place is where a text begins in that order.
-        More than a million are shuffled in small groups of neighbours.
+        order: of the texts, or of small groups of neighbours where there are more than a million;
+        after the last one comes the first one again. A place is where a text begins in this order.
         """
-        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.group_lengths))
+        order = np.tile(order, 2)
         ends = np.cumsum(self.group_lengths[order])           # tokens up to the end of each group
         first = np.searchsorted(ends, from_token, side='right')
         last = np.searchsorted(ends, to_token, side='left')
@@ -132,16 +143,18 @@ class Data:
         """run: the settings of train.py. meta: of read_meta(). Raises UserError where the data are
         missing, damaged, or too few for one step."""
         self.rank, self.seed, self.read_share = rank, run.seed, run.read_share
-        self.eos = meta['eos']
-        rating_ids = [id for name, id in meta['starts'].items() if name != 'unknown']
-        self.start_ids = [*rating_ids, meta['starts']['unknown']]
+        self.meta, self.eos = meta, meta['eos']
+        self.floor = meta.get('floor_bits_per_char')          # None where it is not known
+        self.unrated_id = meta['starts']['unknown']
+        self.rating_ids = [id for name, id in meta['starts'].items() if name != 'unknown']
         folder = Path(run.data_dir, run.mode)
         self.tokens, self.offsets = open_stream(folder, meta, 'train')
         self.val_tokens, self.val_offsets = open_stream(folder, meta, 'val')
         self.n_texts = len(self.offsets) - 1
-        self.rated = is_rated(self.tokens, self.offsets, rating_ids)
+        self.ratings = find_ratings(self.tokens, self.offsets, self.rating_ids)
         # the ffn is not asked for ratings: at the end of a text it sees the last words alone
-        self.asks_ratings = self.rated and run.read_share > 0 and run.arch == 'decoder'
+        asks = run.read_share > 0 and run.arch == 'decoder'
+        self.asks_ratings = asks and len(self.ratings) > 1
 
         self.group_size = -(-self.n_texts // MOST_GROUPS)
         self.group_lengths, lengths = self.read_lengths()
@@ -194,6 +207,16 @@ class Data:
         """Some of validation_rows() → x (B, T), y (B, T)"""
         return fill(self.val_tokens, rows, self.chunk_size, self.eos)
 
+    def bits_per_char(self, nats_per_token):
+        """The validation loss per character, which compares models of any vocabulary. A character
+        that `<unk>` hides pays for which it was: see eval.py.
+        """
+        n_bits = nats_per_token / math.log(2) * (self.meta['val_tokens'] - 1)
+        unknown_ids = self.meta.get('unknown_ids', [])
+        if unknown_ids:
+            n_bits += BITS_OF_UNSEEN * np.isin(self.val_tokens, unknown_ids).sum()
+        return float(n_bits / self.meta['val_chars'])
+
 
 # --- texts in rows ---
 
@@ -205,6 +228,7 @@ def cut(lengths, T, first_cut):
     first = np.where(lengths > LONG * T, first_cut, T)
     n_pieces = 1 + np.maximum(0, -(-(lengths - first) // T))
     text = np.repeat(np.arange(len(lengths)), n_pieces)
+    # 0, 1, 2 … within each text
     number = np.arange(len(text)) - np.repeat(np.cumsum(n_pieces) - n_pieces, n_pieces)
     offset = np.where(number == 0, 0, first[text] + (number - 1) * T)
     end = np.minimum(first[text] + number * T, lengths[text])
@@ -271,13 +295,13 @@ def row_length(lengths, T):
 
 # --- ratings that are asked for ---
 
-def hide_ratings(x, y, asks, eos, start_ids):
+def hide_ratings(x, y, asks, eos, rating_ids, unrated_id):
     """In the rows marked in `asks`, ask for the rating at the end, do not tell it at the start.
 
         x   </s> <pos> it  was good        y   <pos> it  was good </s>       ratings   -  -  -  -  -
         x   </s> <s>   it  was good        y   <pos> it  was good </s>       ratings   -  -  -  -  1
 
-    x and y (B, T), asks (B,) bool. start_ids: those of the ratings 0, 1 …, then `<s>`.
+    x and y (B, T), asks (B,) bool. rating_ids: the start tokens of the ratings 0, 1, 2.
     Returns (x with `<s>` in place of the ratings, ratings (B, T)); ratings is -1 where none is
     asked for. Texts without a rating stay as they are. One that goes on in another row is not
     asked: its end is not here.
@@ -285,13 +309,12 @@ def hide_ratings(x, y, asks, eos, start_ids):
     position = torch.arange(x.shape[1])
     opened = torch.where(x == eos, position, -1).cummax(dim=1).values     # of each one's text
     start = x.gather(1, (opened + 1).clamp(max=x.shape[1] - 1))           # its second token
-    *rating_ids, no_rating = start_ids
     rating = torch.full_like(x, -1)
     for n, rating_id in enumerate(rating_ids):
         rating[(start == rating_id) & asks[:, None]] = n
     is_start = (position == opened + 1) & (rating >= 0)
-    is_end = (y == eos) & (x != eos)
-    return x.masked_fill(is_start, no_rating), rating.masked_fill(~is_end, -1)
+    is_end = y == eos
+    return x.masked_fill(is_start, unrated_id), rating.masked_fill(~is_end, -1)
 
 
 # --- what prepare.py wrote ---
@@ -336,8 +359,8 @@ def map_file(path, dtype):
     return np.asarray(np.memmap(path, dtype, mode='r'))
 
 
-def is_rated(tokens, offsets, rating_ids):
-    """Whether the texts have ratings, and more than one: a thousand of them show it."""
+def find_ratings(tokens, offsets, rating_ids):
+    """The ratings that texts have, [0, 1, 2] or fewer: a thousand texts show it."""
     which = np.linspace(0, len(offsets) - 2, 1000).astype(np.int64)
-    starts = tokens[offsets[which].astype(np.int64) + 1]
-    return len(set(starts.tolist()) & set(rating_ids)) > 1
+    starts = set(tokens[offsets[which].astype(np.int64) + 1].tolist())
+    return [n for n, rating_id in enumerate(rating_ids) if rating_id in starts]

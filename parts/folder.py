@@ -198,23 +198,22 @@ def check_computation(path, theirs, config):
         only['head_dim'] = config.d_model // config.nhead
         only['sliding_window'] = config.chunk_size
     for key, value in only.items():
-        found = theirs.get(key)
-        if found is not None and found != value:
-            raise UserError(f'{path}: {key} is {found!r}, and the model here computes '
-                            f'{value!r} alone')
-    plain_rope = {
-        'rope_type': 'default', 'type': 'default', 'rope_theta': config.rope_theta,
-        'partial_rotary_factor': 1.0,
-    }
-    for key in ('rope_parameters', 'rope_scaling'):
-        rope = theirs.get(key) or {}
-        if not isinstance(rope, dict) or not rope.items() <= plain_rope.items():
-            raise UserError(f'{path}: {key} is {rope!r}, and the model here computes '
-                            'plain rotary positions alone')
-    for layer_type in theirs.get('layer_types') or []:
-        if layer_type not in ('sliding_attention', 'full_attention'):
-            raise UserError(f'{path}: a layer is {layer_type!r}, and the model here computes '
-                            'attention in every layer')
+        refuse_other(path, key, theirs.get(key), value)
+    layer_types = theirs.get('layer_types') or []
+    for layer_type in layer_types if isinstance(layer_types, list) else [layer_types]:
+        refuse_other(path, 'a layer of layer_types', layer_type, 'sliding_attention')
+    plain = {'rope_type': 'default', 'rope_theta': config.rope_theta}
+    for key in ('rope_parameters', 'rope_scaling'):            # settings of the rotary positions
+        rope = theirs.get(key)
+        if isinstance(rope, dict):
+            rope = {**plain, **rope}                           # either may be left out
+        refuse_other(path, key, rope, plain)
+
+
+def refuse_other(path, key, found, value):
+    """Raise UserError where a key of config.json is there and says something else than value."""
+    if found is not None and found != value:
+        raise UserError(f'{path}: {key} is {found!r}, and the model here computes {value!r} alone')
 
 
 def read_shapes(folder):
@@ -245,7 +244,7 @@ def read_weights(folder, names):
 def empty_model(folder, config, n_tensors):
     """The model of a config with shapes alone, n_tensors of weights to come. Raises UserError."""
     if config.n_layers > n_tensors:                            # a hostile 10**9 would take for ever
-        raise UserError(f'{folder}: config.json tells of {config.n_layers:,} layers, '
+        raise UserError(f'{folder}: config.json speaks of {config.n_layers:,} layers, '
                         f'model.safetensors holds only {n_tensors:,} tensors')
     try:
         with torch.device('meta'), NoInit():
@@ -274,22 +273,16 @@ def check_shapes(folder, model, found):
                             f'({shape} and {found.get(name)})')
 
 
-META_TYPES = {               # what others write into meta.json is checked before it is used
+META_TYPES = {               # of what is used: another person may have written meta.json
     'mode': str,
-    'data_dir': str,
-    'vocabulary': str,
-    'vocabulary_licence': str,
-    'base_model': str,
     'unit': str,
+    'data_dir': str,
     'vocab_size': int,
-    'eos': int,
-    'step': int,
-    'tokens': int,
-    'training_flops': (int, float),
-    'val_loss': (int, float),
-    'bits_per_char': (int, float),
-    'starts': dict,
+    'vocabulary_licence': str,
     'sources': list,
+    'ratings': list,
+    'bits_per_char': (int, float),
+    'training_flops': (int, float),
 }
 
 
@@ -308,6 +301,9 @@ def read_model_meta(folder, config):
         is_source = isinstance(source, dict) and {'name', 'licence'} <= source.keys()
         if not is_source or not isinstance(source.get('train_reviews', 0), int):
             raise UserError(f'{path}: {source!r} is no source of data')
+    for rating in meta.get('ratings', []):
+        if rating not in range(len(RATING_NAMES)):
+            raise UserError(f'{path}: {rating!r} is no rating')
     n_ids = meta.get('vocab_size', config.vocab_size)
     if n_ids != config.vocab_size:
         raise UserError(f'{folder}: its vocabulary has {n_ids:,} ids, '
@@ -336,7 +332,8 @@ def modification_time(path):
 def open_model(path, device, flags):
     """(model, meta, vocabulary) of a model folder. Raises UserError.
 
-    flags: the settings named in MODEL_FLAGS, which must not contradict the folder.
+    flags: the settings named in MODEL_FLAGS, which must not contradict the folder. meta['ratings']:
+    the numbers of the ratings that its training texts had, [0, 1, 2] for KR3, [] without any.
     """
     model, meta = load_model(path, device)
     check_flags(model, meta, flags)
@@ -347,6 +344,8 @@ def open_model(path, device, flags):
     if vocabulary.eos != model.config.eos:
         raise UserError(f'{path}: </s> is {vocabulary.eos} in {vocabulary.file}, '
                         f'but {model.config.eos} in config.json')
+    if 'ratings' not in meta:                                  # in a folder of an earlier version
+        meta['ratings'] = known_ratings(model, vocabulary.eos, vocabulary.start_ids)
     return model, meta, vocabulary
 
 
@@ -431,7 +430,7 @@ def model_card(model, meta, name):
     """README.md of a model folder as the Hub reads it: what the model is and was trained on, its
     scores, and the licence of the data, which is the model's, too.
     """
-    ratings = known_ratings(model, meta['eos'], list(meta['starts'].values()))
+    ratings = meta['ratings']
     licences = licences_of(meta)
     language = language_of(meta)
     texts = texts_in_words(ratings, language)

@@ -29,9 +29,9 @@ CANDIDATES = {
     'cuda': ('float32', 'bfloat16', 'float16'),  # float16 last: it needs a loss scale
     'mps': ('float32',),
 }
-# of a product, relative to its size
+# the largest error that a product may have, relative to its size
 LARGEST_ERROR = {'float32': 1e-4, 'float16': 5e-3, 'bfloat16': 2e-2}
-WORTH_IT = 1.2  # so many times as fast as those before it must a format be
+WORTH_IT = 1.2  # a format must be this many times faster to be chosen
 
 
 # --- device ---
@@ -317,7 +317,7 @@ def run_distributed(main):
 # uncompiled; for GPUs a guess. A rule of the settings alone and never of a clock, because a resumed
 # run must choose as the first one did.
 PAYS_FROM = {'cpu': 1e13, 'cuda': 3e15}
-# between the compiled and the plain pass, of the loss and of each gradient, relative to its length
+# How far the loss and each gradient of a compiled pass may be off, relative to their length
 LARGEST_DIFFERENCE = {torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.1}
 
 
@@ -337,11 +337,11 @@ def compile_and_check(model, plain_loss, compiled_loss, dtype, device):
     """Compile the model in place and compare a pass with the plain model's. Returns (compiled,
     dtype): how to go on.
 
-    plain_loss() and compiled_loss() make the same loss, the first before compiling, the second
-    after, in a batch of the run's shape. A compiler's bug may show on one kind of processor alone,
-    and a run would learn nothing for an hour. So every gradient is held against the plain one.
-    Where they differ, one line is printed and the run goes on uncompiled; where the plain ones are
-    not finite either, in float32.
+    Both functions make the same loss, the first before compiling, the second after it, in a batch
+    of the run's shape. A compiler's bug may show on one kind of processor alone, and a run would
+    learn nothing for an hour. So every gradient is held against the plain one. Where they differ,
+    one line is printed and the run goes on uncompiled; where the plain ones are not finite either,
+    in float32.
     """
     # All buckets of gradients are sent after the backward pass. (Sent one by one, a pass would be
     # cut into several.)

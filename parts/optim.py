@@ -14,11 +14,11 @@ from parts.errors import UserError
 # arXiv:2505.16932).
 POLAR = ((8.0934, -23.6204, 17.4462), (3.6366, -2.7219, 0.5365), (2.6613, -1.9772, 0.4526))
 
-# The learning rate of embedding and head, as multiples of lr. Entries of the embedding are of size
-# 1, those of a matrix of size 1/√C, so the embedding needs longer steps. What was counted or
-# trained before needs only a touch. For what was tried, see docs/LOG.md.
-EMBED_LR_MULT = {'random': 25.0, 'counted': 4.0}
-HEAD_LR_MULT = {'random': 1.0, 'counted': 0.25}
+# The learning rates of the tables, embedding and head, as multiples of lr. Entries of the embedding
+# are of size 1, those of a matrix of size 1/√C, so the embedding needs longer steps. What was
+# counted or trained before needs only a touch. (LOG.md, What made training faster)
+RANDOM_TABLES = (25.0, 1.0)
+LEARNED_TABLES = (4.0, 0.25)
 
 WEIGHT_DECAY = 0.1  # pull of the matrices to zero, per step and unit of learning rate
 BETA1, BETA2, EPS = 0.9, 0.99, 1e-8  # AdamW's memory of gradients and of their squares
@@ -52,7 +52,7 @@ class MuonAdamW(torch.optim.Optimizer):
         """
         params = group['params']
         gradients = torch.stack([p.grad for p in params])     # (N, rows, columns)
-        state = self.state[params[0]]
+        state = self.state[params[0]]                         # the stack's, kept under its first
         if not state:
             state['momentum'] = torch.zeros_like(gradients)
         momentum = state['momentum'].lerp_(gradients, 0.05)
@@ -83,10 +83,10 @@ class MuonAdamW(torch.optim.Optimizer):
 
 
 def orthogonalize(x, dtype):
-    """x (N, rows, columns) = U S Vᵀ → U R Vᵀ, where R is between 0.73 and 1.27 for all directions
+    """x (N, rows, columns) = U S Vᵀ → U S' Vᵀ, where S' is between 0.73 and 1.27 for all directions
     but the faintest, below a hundredth of the norm.
 
-    With R = 1 it would be the orthogonal matrix that is nearest to x. Newton's and Schulz's
+    With S' = 1 it would be the orthogonal matrix that is nearest to x. Newton's and Schulz's
     iteration finds it by multiplications alone.
     """
     tall = x.shape[1] > x.shape[2]
@@ -111,9 +111,10 @@ def make_optimizer(model, optimizer, lr, table_decay, warm_start, dtype):
     was counted or trained before.
 
     table_decay: the share of embedding and head that a step at the peak rate takes away. Where data
-    come back, it is worth more than any on the matrices (docs/LOG.md). train.py's setting is the
-    share of an epoch, for what counts is how many epochs back a weight remembers (Wang & Aitchison
-    2024, arXiv:2405.13698). 'adamw' ignores it and treats tables as it treats matrices.
+    come back, it is worth more than any on the matrices (LOG.md, Data that comes back). train.py's
+    setting is the share of an epoch, for what counts is how many epochs back a weight remembers
+    (Wang & Aitchison 2024, arXiv:2405.13698). 'adamw' ignores it and treats tables as it treats
+    matrices.
     """
     embedding, head = model.model.embed_tokens.weight, model.lm_head.weight
     matrices = [p for p in model.parameters()
@@ -125,8 +126,8 @@ def make_optimizer(model, optimizer, lr, table_decay, warm_start, dtype):
         groups.append(dict(kind=kind, params=params, lr_mult=lr_mult, weight_decay=decay))
 
     if optimizer == 'muon':
-        begun = 'counted' if warm_start else 'random'
-        for table, lr_mult in ((embedding, EMBED_LR_MULT[begun]), (head, HEAD_LR_MULT[begun])):
+        multiples = LEARNED_TABLES if warm_start else RANDOM_TABLES
+        for table, lr_mult in zip((embedding, head), multiples):
             # AdamW multiplies the decay by the group's rate
             add('adamw', [table], lr_mult, table_decay / (lr * lr_mult) if lr else 0.0)
         for shape in sorted({p.shape for p in matrices}):

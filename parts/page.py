@@ -17,7 +17,6 @@ from parts.checkpoint import atomic_write
 from parts.corpus import RATING_NAMES
 from parts.errors import UserError
 from parts.folder import language_of
-from parts.scoring import known_ratings
 from parts.vocabulary import Characters, SentencePiece
 
 TEMPLATE = Path(__file__).with_name('page.html')
@@ -40,7 +39,7 @@ def write_page(model, vocabulary, meta, path):
         'lines': meta.get('unit', 'line') != 'line',           # a text may have several lines
         'config': asdict(model.config),
         'vocabulary': page_vocabulary(vocabulary),
-        'ratings': page_ratings(model, vocabulary),
+        'ratings': page_ratings(meta['ratings'], vocabulary),
         'tensors': page_tensors(model),
     }
     text = json.dumps(folder, ensure_ascii=False, separators=(',', ':'))
@@ -149,13 +148,13 @@ def visible(piece):
     return piece.replace('▁', '␣').replace(' ', '␣').replace('\n', '⏎')
 
 
-def page_ratings(model, vocabulary):
-    """[{n, start, name}] of the ratings that the model knows. A text is read under each.
+def page_ratings(known, vocabulary):
+    """[{n, start, name}] of the known ratings, as [0, 1, 2]. A text is read under each.
 
     Without ratings it is `<s>` alone, which has no name and is not shown.
     """
     ratings = []
-    for n in known_ratings(model, vocabulary.eos, vocabulary.start_ids):
+    for n in known:
         english, korean = RATING_NAMES[n]
         start = vocabulary.start_ids[n]
         ratings.append({'n': n, 'start': start, 'name': f'{korean} {english}'})

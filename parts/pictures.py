@@ -2,8 +2,9 @@
 
 The first two need matplotlib, and are left out where there is none.
 """
-import csv
 import math
+
+from parts.checkpoint import read_log
 
 BITS_OF_RED = 8            # a character as surprising as this, or more, is red
 RESET = '\033[0m'          # the terminal's colours as they were
@@ -43,12 +44,6 @@ def draw_losses(out_dir, floor):
     axes.set(xlabel='tokens', ylabel='loss (nats per token)', title=str(out_dir))
     axes.legend()
     figure.savefig(out_dir / 'loss.png', dpi=120)
-
-
-def read_log(path):
-    """The rows of log.csv as dicts of strings, but for step 0, which has no training loss yet."""
-    with open(path, encoding='utf-8') as file:
-        return [row for row in csv.DictReader(file) if row['step'] != '0']
 
 
 def column(rows, name):

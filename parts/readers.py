@@ -194,7 +194,7 @@ class Reader:
             for cell in cells:
                 if cell.startswith('"'):
                     quotes = True
-                    needless = needless or '"' not in cell[1:-1]
+                    needless = needless or not re.search('[",]', cell[1:-1])  # Excel minds commas
             if n_lines == 1:
                 quotes_everywhere = quotes
         if not quotes:
@@ -205,7 +205,7 @@ class Reader:
                 n_rows += any(cells)
                 if any(cells) and len(cells) != n_cells:
                     return False
-        except csv.Error:
+        except UserError:
             return False
         return ragged or (n_rows == n_lines and (quotes_everywhere or not needless))
 
@@ -214,12 +214,16 @@ DELIMITERS = {',': 'comma', ';': 'semicolon', '\t': 'tab'}
 
 
 def numbered_cells(reader, path, delimiter, quoted):
-    """Yield (number of the line, its cells) of a table. Raises csv.Error."""
+    """Yield (number of the line, its cells) of a table. Raises UserError."""
     if quoted:
         with reader.open(path, newline='') as file:  # a quoted cell may hold line breaks
             rows = csv.reader(file, delimiter=delimiter, strict=True)
-            for cells in rows:
-                yield rows.line_num, cells
+            try:
+                for cells in rows:
+                    yield rows.line_num, cells
+            except csv.Error as error:
+                raise UserError(f'line {rows.line_num}: {error}; a text with quotes stands in '
+                                f'quotes, its own doubled') from None
         return
     with reader.open(path, newline='\n') as file:
         for n, line in enumerate(file, 1):
@@ -240,9 +244,9 @@ def find_column(names, wanted, usual, flag):
     """The column that a person wants or, where nothing is said, the first of the usual ones that is
     there; None if there is none. Raises UserError.
     """
-    usual = [plain(wanted)] if wanted else usual
-    if wanted in names and names.count(wanted) == 1:
+    if wanted and names.count(wanted) == 1:
         return wanted
+    usual = [plain(wanted)] if wanted else usual
     for name in usual:
         found = [column for column in names if plain(column) == name]
         if len(found) > 1:

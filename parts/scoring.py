@@ -115,15 +115,13 @@ KNOWN_SHARE = 0.001        # of the texts; a rating that is rarer than this was 
 
 @torch.inference_mode()
 def known_ratings(model, eos, start_ids):
-    """The numbers of the ratings that texts had in training: [0, 1, 2] for KR3, [] without any.
+    """The numbers of the ratings that texts had in training, as the model remembers them.
 
     They are those that may follow a lone `</s>`. start_ids (R + 1,): the start tokens of the
-    ratings, then `<s>`.
+    ratings, then `<s>`. (Where meta.json has 'ratings' nobody needs to ask.)
     """
-    training = model.training
     idx = torch.tensor([[eos]], device=model.lm_head.weight.device)
-    logits = model.eval()(idx)[0, -1, start_ids]              # (R + 1,)
-    model.train(training)
+    logits = model(idx)[0, -1, start_ids]                     # (R + 1,)
     *shares, _ = logits.float().softmax(dim=0).tolist()
     return [n for n, share in enumerate(shares) if share > KNOWN_SHARE]
 

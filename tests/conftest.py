@@ -1,11 +1,16 @@
 """What the tests share: scripts run as a user runs them, on a small corpus prepared once."""
+import contextlib
 import csv
+import json
 import os
+import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import forked
+import psutil
 import pytest
 import torch
 from filelock import FileLock
@@ -32,10 +37,12 @@ def run(script, *args, ok=True, cwd=ROOT, nproc=0, stdin='', env=None, timeout=2
     """
     args = [str(arg) for arg in args]
     if nproc or env:
-        words = [*python(nproc), str(ROOT / script), *args]
-        environment = {**os.environ, **(env or {})}
-        done = subprocess.run(words, cwd=cwd, input=stdin, text=True, encoding='utf-8',
-                              capture_output=True, timeout=timeout, env=environment)
+        running = begin(script, *args, cwd=cwd, nproc=nproc, env=env, stdin=subprocess.PIPE)
+        try:
+            out, err = running.communicate(stdin, timeout)
+        finally:
+            end(running)
+        done = subprocess.CompletedProcess(args, running.returncode, out, err)
     else:
         done = forked.run(ROOT / script, args, cwd, stdin, timeout)
     if ok:
@@ -45,12 +52,69 @@ def run(script, *args, ok=True, cwd=ROOT, nproc=0, stdin='', env=None, timeout=2
     return done
 
 
+def run_ranks(script, *args_of_each):
+    """Run a script once for each list of args, as the processes of one run; returns what each did.
+
+    As torchrun would start them, but sooner, and each with args of its own.
+    """
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+
+    def run_rank(rank):
+        args = [str(arg) for arg in args_of_each[rank]]
+        env = {'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': str(len(args_of_each)),
+               'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
+        return forked.run(ROOT / script, args, ROOT, '', 240, env)
+
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(run_rank, range(len(args_of_each))))
+
+
 def python(nproc=0):
     """The words that start a script: in one process, or in several through torchrun."""
     if not nproc:
         return [sys.executable]
     return [sys.executable, '-m', 'torch.distributed.run', '--standalone',
             f'--nproc_per_node={nproc}']
+
+
+def begin(script, *args, cwd=ROOT, nproc=0, env=None, words=None, **popen):
+    """Start a script of ours and do not wait: a Popen with pipes. Who calls this calls end().
+
+    words: what to put before the script, in place of python(nproc).
+    """
+    words = [*(words or python(nproc)), str(ROOT / script), *args]
+    return subprocess.Popen(words, cwd=cwd, env={**os.environ, **(env or {})}, encoding='utf-8',
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            start_new_session=True, **popen)
+
+
+def end(running):
+    """SIGKILL a process and all that it has started: torchrun's workers outlive torchrun."""
+    workers = []
+    if running.poll() is None:
+        workers = psutil.Process(running.pid).children(recursive=True)
+    running.kill()
+    for worker in workers:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            worker.kill()
+    psutil.wait_procs(workers)
+    running.wait()
+
+
+@pytest.fixture
+def start():
+    """begin() for a test: what it has started ends with the test."""
+    started = []
+
+    def start(*args, **more):
+        started.append(begin(*args, **more))
+        return started[-1]
+
+    yield start
+    for running in started:
+        end(running)
 
 
 def assert_one_sentence(done):
@@ -84,6 +148,10 @@ def log(folder):
     """The lines of log.csv as dictionaries."""
     with open(folder / 'log.csv') as file:
         return list(csv.DictReader(file))
+
+
+def read_json(path):
+    return json.loads(path.read_text('utf-8'))
 
 
 def last_weights(folder):

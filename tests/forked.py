@@ -11,9 +11,10 @@ import tempfile
 from pathlib import Path
 
 
-def act(script, args, cwd, folder):
+def act(script, args, cwd, folder, env):
     """In the new process: take on the folder, the streams and the words, and be the script."""
     os.chdir(cwd)
+    os.environ.update(env)
     for fd, name in enumerate(('in', 'out', 'err')):
         file = os.open(f'{folder}/{name}', os.O_RDWR)
         os.dup2(file, fd)
@@ -26,19 +27,21 @@ def act(script, args, cwd, folder):
     runpy.run_path(str(script), run_name='__main__')
 
 
-def run(script, args, cwd, stdin, timeout):
-    """As subprocess.run(text=True, capture_output=True)."""
+def run(script, args, cwd, stdin, timeout, env=None):
+    """As subprocess.run(text=True, capture_output=True); env is added to the environment."""
     server = multiprocessing.get_context('forkserver')
     server.set_forkserver_preload(['torch', 'torch._inductor.config', 'matplotlib.figure'])
     with tempfile.TemporaryDirectory() as folder:
         for name, content in (('in', stdin), ('out', ''), ('err', '')):
             Path(folder, name).write_text(content, 'utf-8')
-        child = server.Process(target=act, args=(script, args, cwd, folder))
+        child = server.Process(target=act, args=(script, args, cwd, folder, env or {}))
         child.start()
-        child.join(timeout)
-        if child.exitcode is None:
+        try:
+            child.join(timeout)
+            if child.exitcode is None:
+                raise subprocess.TimeoutExpired(args, timeout)
+        finally:
             child.kill()
-            raise subprocess.TimeoutExpired(args, timeout)
         out = Path(folder, 'out').read_text('utf-8')
         err = Path(folder, 'err').read_text('utf-8')
     return subprocess.CompletedProcess(args, child.exitcode, out, err)

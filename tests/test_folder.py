@@ -20,7 +20,6 @@ from parts.errors import UserError
 from parts.folder import (
     MODEL_FLAGS,
     base_model_folder,
-    find_model_folder,
     load_model,
     open_model,
     save_model,
@@ -109,19 +108,6 @@ def test_no_other_name_becomes_a_file(tmp_path):
     assert not (tmp_path / 'bashrc').exists()
 
 
-def test_the_newest_folder_is_found(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match='no trained model under out/'):
-        find_model_folder()
-    for age, name in ((100, 'old'), (50, 'new'), (70, 'middle')):
-        save_model(random_model(), tmp_path / 'out' / name)
-        weights = tmp_path / 'out' / name / 'model.safetensors'
-        time = weights.stat().st_mtime - age
-        os.utime(weights, (time, time))
-    assert find_model_folder().name == 'new'
-    assert find_model_folder('out/old').name == 'old'
-
-
 def test_a_full_disk_leaves_the_folder_as_it_was(tmp_path, monkeypatch):
     save_model(random_model(), tmp_path / 'm', {'step': 1})
     before = {file.name: file.read_bytes() for file in (tmp_path / 'm').iterdir()}
@@ -179,7 +165,7 @@ def test_a_folder_that_transformers_saved_again_gets_advice(models, tmp_path):
     assert torch.equal(again(idx), ours(idx))
 
 
-def run_example(folder, **changes):
+def run_example(folder, changes):
     """Run the example of a folder's card, with some words changed; its stdout."""
     card = (folder / 'README.md').read_text('utf-8')
     example = re.search('```python\n(.*?)```', card, re.DOTALL)[1]
@@ -195,8 +181,8 @@ def run_example(folder, **changes):
 def test_the_card_s_example_writes_a_batch_and_rates_a_review_as_we_do(models):
     pytest.importorskip('transformers')
     folder = models / 'decoder'
-    first, second, shares = run_example(folder, max_new_tokens='max_length', **{
-        '100': '20', 'do_sample=True': 'do_sample=False'})
+    greedily = {'=100': '=20', 'do_sample=True': 'do_sample=False'}
+    first, second, shares = run_example(folder, greedily)
     model, vocabulary = load_model(folder)[0], load_vocabulary(folder)
     lengths = []
     for text, written in (('김치찌개가', first), ('점심에 친구랑', second)):
@@ -204,8 +190,7 @@ def test_the_card_s_example_writes_a_batch_and_rates_a_review_as_we_do(models):
         lengths.append(len(ids))
         prompt = torch.tensor([[vocabulary.eos, vocabulary.rating_ids[1], *ids]])
         alone = greedy(model, prompt, 20)[0].tolist()
-        assert vocabulary.decode([*ids, *alone]).startswith(written)
-        assert len(written) > len(text)
+        assert written == vocabulary.decode([*ids, *alone])
     assert lengths[0] != lengths[1], 'or nothing is padded'
     ids = vocabulary.encode(['다시는 안 가요'])
     expected = rating_log_probs(model, ids, vocabulary.rating_ids).exp()[0]
@@ -226,7 +211,7 @@ def test_the_card_of_texts_without_ratings_speaks_of_none(songs):
     card = (songs / 'README.md').read_text('utf-8')
     assert not re.search('rating|review|Korean|language', card)
     assert '| songs |' in card
-    written = run_example(songs, **{'100': '5'})
+    written = run_example(songs, {'=100': '=5'})
     assert len(written) == 2
 
 
@@ -400,12 +385,4 @@ def test_a_harmed_folder_is_a_sentence_and_nothing_of_it_runs(harm, told, models
     assert told in sentence
     assert str(tmp_path / 'm') in sentence
     assert '\n' not in sentence
-    assert not (tmp_path / 'harmed').exists()
-
-
-@pytest.mark.parametrize('script, args', [('sample.py', ['--prompt=']), ('eval.py', [])])
-def test_the_scripts_tell_it_too(script, args, models, tmp_path):
-    harmed_copy(put_pickle, models, tmp_path / 'm')
-    said = run(script, f'--model_path={tmp_path / "m"}', *args, cwd=tmp_path, ok=False).stderr
-    assert 'cannot be read' in said
     assert not (tmp_path / 'harmed').exists()

@@ -1,45 +1,55 @@
-"""Muon, the groups and their rates, the schedule, and float16's loss scale."""
+"""Muon and AdamW in one optimizer, their groups and rates, the schedule, float16's loss scale."""
+import io
 import math
 
 import pytest
 import torch
 
 from model import Config, build
-from parts import optim
-from parts.errors import UserError
-from parts.optim import (
-    LossScaler,
-    Muon,
-    load_optimizer_states,
-    lr_schedule,
-    make_optimizers,
-    set_learning_rate,
-)
-from parts.runtime import matmul_flops
+from parts.optim import BETA1, BETA2, EPS, WEIGHT_DECAY, MuonAdamW, get_lr, make_optimizer
+
+TABLES = {'model.embed_tokens.weight', 'lm_head.weight'}
 
 
-def param_groups(optimizers):
-    groups = []
-    for optimizer in optimizers:
-        groups += optimizer.param_groups
-    return groups
+def small_model():
+    torch.manual_seed(0)
+    model = build(Config(vocab_size=50, d_model=32, d_ffn=48, nhead=2, n_layers=2))
+    for p in model.parameters():
+        torch.nn.init.normal_(p)
+    return model
 
+
+def set_gradients(params, seed, size=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    for p in params:
+        p.grad = torch.randn(p.shape, generator=generator) * size
+
+
+def weights(model):
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def muon_of(params, dtype=torch.float32):
+    group = dict(kind='muon', params=params, lr_mult=1.0, weight_decay=0.0)
+    return MuonAdamW([group], lr=1.0, dtype=dtype)
+
+
+# --- Muon ---
 
 @pytest.mark.parametrize('shape', [(128, 32), (32, 128)])
 @pytest.mark.parametrize('size', [1e-3, 1e-8])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16])
 def test_muon_steps_in_every_direction_alike_however_small_the_gradient(shape, size, dtype):
-    torch.manual_seed(0)
     params = [torch.nn.Parameter(torch.zeros(shape)) for _ in range(2)]
-    for p in params:
-        p.grad = torch.randn(shape) * size
-    Muon(params, lr=1.0, weight_decay=0.0, dtype=dtype).step()
+    set_gradients(params, seed=0, size=size)
+    muon_of(params, dtype).step()
     for p in params:
         u, _, v = torch.linalg.svd(p.grad, full_matrices=False)
         length = 0.2 * math.sqrt(max(shape))
         step = u.T @ -p.data @ v.T / length  # in the gradient's own directions
         lengths = step.diagonal()
-        assert lengths.min() > 0.7 and lengths.max() < 1.3, lengths
+        assert lengths.min() > 0.7
+        assert lengths.max() < 1.3
         elsewhere = step - lengths.diag()
         assert elsewhere.abs().max() < 0.1
 
@@ -47,152 +57,122 @@ def test_muon_steps_in_every_direction_alike_however_small_the_gradient(shape, s
 def test_muon_leaves_alone_what_has_no_gradient():
     p = torch.nn.Parameter(torch.ones(8, 4))
     p.grad = torch.zeros(8, 4)
-    Muon([p], lr=1.0, weight_decay=0.0, dtype=torch.float32).step()
+    muon_of([p]).step()
     assert torch.equal(p.data, torch.ones(8, 4))
 
 
-def test_the_matrices_move_at_every_fourth_step_also_after_a_resumption():
-    def muon():
-        return Muon([p], lr=1.0, weight_decay=0.0, dtype=torch.float32, interval=4)
-
-    p = torch.nn.Parameter(torch.zeros(8, 4))
-    optimizer = muon()
-    moved = []
-    for n in range(8):
-        p.grad = torch.eye(8, 4)
-        before = p.detach().clone()
+def test_every_matrix_moves_at_every_step():
+    model = small_model()
+    optimizer = make_optimizer(model, 'muon', 1e-2, 0.0, True, torch.float32)
+    for step in range(5):
+        before = weights(model)
+        set_gradients(model.parameters(), seed=step)
         optimizer.step()
-        moved.append(not torch.equal(p, before))
-        if n == 1:
-            state = optimizer.state_dict()
-            optimizer = muon()
-            optimizer.load_state_dict(state)
-    assert moved == [False, False, False, True] * 2
+        for name, p in model.named_parameters():
+            assert (p != before[name]).float().mean() > 0.9, (step, name)
 
 
-def test_muon_takes_about_a_twentieth_of_a_step_of_few_tokens():
-    model = build(Config(vocab_size=8000, d_model=256, n_layers=6, nhead=4))
+# --- AdamW ---
 
-    def interval(n_tokens, steps=400):
-        step_flops = matmul_flops(model, 128) * n_tokens
-        *_, muon = make_optimizers(model, 'muon', 1e-2, 0.1, torch.float32, True,
-                                   steps=steps, step_flops=step_flops)
-        return muon.interval
+def test_adamw_is_torchs_adamw():
+    ours, theirs = small_model(), small_model()
+    optimizer = make_optimizer(ours, 'adamw', 1e-2, 0.0, True, torch.float32)
+    matrices = [p for p in theirs.parameters() if p.ndim == 2]
+    gains = [p for p in theirs.parameters() if p.ndim == 1]
+    reference = torch.optim.AdamW([dict(params=matrices, weight_decay=WEIGHT_DECAY),
+                                   dict(params=gains, weight_decay=0.0)],
+                                  lr=1e-2, betas=(BETA1, BETA2), eps=EPS)
+    for step in range(5):
+        set_gradients(ours.parameters(), seed=step)
+        set_gradients(theirs.parameters(), seed=step)
+        optimizer.step()
+        reference.step()
+    for (name, p), q in zip(ours.named_parameters(), theirs.parameters()):
+        torch.testing.assert_close(p, q, msg=name)
 
-    assert [interval(8 * 256), interval(16 * 256), interval(64 * 256)] == [4, 2, 1]
-    assert interval(8 * 256, steps=200) == 1
 
+# --- groups ---
 
-@pytest.mark.parametrize('n, world_size', [(7, 3), (2, 4)])
-def test_each_process_does_its_share_of_the_matrices_and_gets_all(monkeypatch, n, world_size):
-    x = torch.randn(n, 6, 4, generator=torch.Generator().manual_seed(0))
-    alone = optim.orthogonalize_together(x, torch.float32)
-    shares = {}
-
-    def all_gather_into_tensor(everyones, mine):
-        shares[optim.rank] = mine
-        for rank, share in shares.items():
-            everyones.view(world_size, *share.shape)[rank] = share
-
-    monkeypatch.setattr(optim.dist, 'all_gather_into_tensor', all_gather_into_tensor)
-    monkeypatch.setattr(optim, 'world_size', world_size)
-    for rank in range(world_size):
-        monkeypatch.setattr(optim, 'rank', rank)
-        together = optim.orthogonalize_together(x, torch.float32)
-    assert {len(share) for share in shares.values()} == {math.ceil(n / world_size)}
-    assert torch.allclose(together, alone, atol=1e-6)
+@pytest.mark.parametrize('optimizer, n_muon', [('muon', 2 * 7), ('adamw', 0)])
+def test_every_parameter_is_in_one_group_and_no_table_is_muons(optimizer, n_muon):
+    model = small_model()
+    names = {p: name for name, p in model.named_parameters()}
+    groups = make_optimizer(model, optimizer, 1e-2, 0.0, True, torch.float32).param_groups
+    grouped = [names[p] for group in groups for p in group['params']]
+    assert sorted(grouped) == sorted(names.values())
+    of_muon = [names[p] for group in groups for p in group['params'] if group['kind'] == 'muon']
+    assert len(of_muon) == n_muon
+    assert not TABLES & set(of_muon)
 
 
 @pytest.mark.parametrize('optimizer', ['muon', 'adamw'])
-@pytest.mark.parametrize('tied', [False, True])
-def test_every_parameter_is_in_one_group(optimizer, tied):
-    model = build(Config(vocab_size=50, d_model=32, nhead=2, n_layers=2, tied=tied))
-    optimizers = make_optimizers(model, optimizer, 1e-2, 0.1, torch.float32, warm_start=True)
-    grouped = []
-    for group in param_groups(optimizers):
-        grouped += [id(p) for p in group['params']]
-    assert len(grouped) == len(set(grouped))
-    assert set(grouped) == {id(p) for p in model.parameters()}
+def test_a_saved_optimizer_goes_on_to_the_last_bit(optimizer):
+    def step(model, opt, number):
+        set_gradients(model.parameters(), seed=number)
+        opt.step()
+
+    model = small_model()
+    opt = make_optimizer(model, optimizer, 1e-2, 0.1, True, torch.float32)
+    for number in range(3):
+        step(model, opt, number)
+    file = io.BytesIO()
+    torch.save((model.state_dict(), opt.state_dict()), file)
+    file.seek(0)
+    model_state, optimizer_state = torch.load(file, weights_only=True)
+    resumed = small_model()
+    resumed.load_state_dict(model_state)
+    resumed_opt = make_optimizer(resumed, optimizer, 1e-2, 0.1, True, torch.float32)
+    resumed_opt.load_state_dict(optimizer_state)
+    for number in range(3, 6):
+        step(model, opt, number)
+        step(resumed, resumed_opt, number)
+    for (name, p), q in zip(model.named_parameters(), resumed.parameters()):
+        assert torch.equal(p, q), name
 
 
-@pytest.mark.parametrize('optimizer', ['muon', 'adamw'])
-@pytest.mark.parametrize('tied', [False, True])
-def test_a_resumed_group_keeps_its_share_of_the_rate(optimizer, tied):
-    """The share comes from the code; what a checkpoint says of it does not count."""
-    model = build(Config(vocab_size=50, d_model=32, nhead=2, n_layers=2, tied=tied))
-    first = make_optimizers(model, optimizer, 1e-2, 0.1, torch.float32, warm_start=True)
-    lr_mults = [group['lr_mult'] for group in param_groups(first)]
-    states = [opt.state_dict() for opt in first]
-    for state in states:
-        for group in state['param_groups']:
-            group['lr_mult'] = 77.0
-
-    resumed = make_optimizers(model, optimizer, 1e-2, 0.1, torch.float32, warm_start=True)
-    load_optimizer_states(resumed, states)
-    set_learning_rate(resumed, 1e-3)
-    rates = [group['lr'] for group in param_groups(resumed)]
-    assert rates == [1e-3 * lr_mult for lr_mult in lr_mults]
-
+# --- rates ---
 
 @pytest.mark.parametrize('lr, steps', [(1e-2, 50), (1e-4, 500)])
 @pytest.mark.parametrize('warm_start', [False, True])
-@pytest.mark.parametrize('tied', [False, True])
-def test_in_an_epoch_the_tables_forget_the_same_whatever_the_rates_and_steps(lr, steps, warm_start,
-                                                                             tied):
-    model = build(Config(vocab_size=50, d_model=32, nhead=2, n_layers=2, tied=tied))
-    tables = {'model.embed_tokens.weight', 'lm_head.weight'}
+def test_in_an_epoch_the_tables_forget_the_same_whatever_the_rates_and_steps(lr, steps, warm_start):
+    model = small_model()
     for p in model.parameters():
         torch.nn.init.ones_(p)
         p.grad = torch.zeros_like(p)
-    optimizers = make_optimizers(model, 'muon', lr, 0.0, torch.float32, warm_start,
-                                 table_decay=1 / steps)
-    set_learning_rate(optimizers, lr)
+    optimizer = make_optimizer(model, 'muon', lr, 1 / steps, warm_start, torch.float32)
+    for group in optimizer.param_groups:
+        group['lr'] = lr * group['lr_mult']
     for _ in range(steps):
-        for optimizer in optimizers:
-            optimizer.step()
-    for name, p in model.named_parameters():
-        left = math.exp(-1) if name in tables else 1
-        assert p.detach().mean().item() == pytest.approx(left, rel=0.02), name
+        optimizer.step()
+    for name in TABLES:
+        kept = model.get_parameter(name).detach().mean().item()
+        assert kept == pytest.approx(math.exp(-1), rel=0.02), name
 
 
-def test_an_unknown_optimizer_is_refused():
-    model = build(Config(vocab_size=50, d_model=32, nhead=2, n_layers=1))
-    with pytest.raises(UserError, match="'muon' or 'adamw'"):
-        make_optimizers(model, 'sgd', 1e-2, 0.1, torch.float32, warm_start=False)
+def test_the_rate_rises_in_a_line_over_a_fiftieth_and_falls_along_a_cosine():
+    assert [get_lr(step, 200, 1.0) for step in range(4)] == [0.25, 0.5, 0.75, 1]
+    assert get_lr(102, 200, 1.0) == pytest.approx(0.5)
+    assert get_lr(200, 200, 1.0) == pytest.approx(0)
+    assert get_lr(0, 1, 3e-3) == 3e-3                         # the shortest run learns, too
 
 
-def test_the_rate_rises_in_a_line_and_falls_along_a_cosine():
-    assert [lr_schedule(step, 100, warmup=4) for step in range(4)] == [0.25, 0.5, 0.75, 1]
-    assert lr_schedule(52, 100, warmup=4) == pytest.approx(0.5)
-    assert lr_schedule(100, 100, warmup=4) == pytest.approx(0)
-    assert lr_schedule(0, 500) == 0.1  # a fiftieth of the run
+# --- float16 ---
 
-
-def test_one_overflow_holds_back_the_whole_step_and_halves_the_scale():
-    scaler = LossScaler(torch.float16)
-    p = torch.nn.Parameter(torch.ones(2))
-    p.grad = torch.full((2,), 2.0 ** 16)
-    scaler.unscale([p])
-    assert p.grad.tolist() == [1, 1]
-    assert scaler.allows_step(torch.tensor(1.0))
-    assert scaler.scale == 2 ** 16
-    assert not scaler.allows_step(torch.tensor(math.inf))
-    assert scaler.scale == 2 ** 15
-    assert not scaler.allows_step(torch.tensor(math.nan))
-    assert scaler.scale == 2 ** 14
-
-
-def test_the_scale_outlives_a_resumption_and_grows_again_after_2000_sound_steps():
-    scaler = LossScaler(torch.float16)
-    for _ in range(2):
-        scaler.allows_step(torch.tensor(math.inf))
-    resumed = LossScaler(torch.float16)
-    resumed.load_state_dict(scaler.state_dict())
-    assert resumed.scale == 2 ** 14
-    for _ in range(2000):
-        resumed.allows_step(torch.tensor(1.0))
-    assert resumed.scale == 2 ** 15
-
-
-def test_float32_needs_no_scale():
-    assert LossScaler(torch.float32).scale == 1
+def test_a_step_with_an_overflow_is_left_out_and_the_scale_halved():
+    model = small_model()
+    optimizer = make_optimizer(model, 'muon', 1e-2, 0.0, True, torch.float16)
+    scaler = torch.amp.GradScaler('cpu')
+    scales, moved = [], []
+    for overflow in (0, math.inf, 0):
+        before = weights(model)
+        set_gradients(model.parameters(), seed=0, size=scaler.get_scale())
+        scaler.scale(torch.zeros(()))                         # as before every backward pass
+        model.lm_head.weight.grad[0, 0] += overflow
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        scales.append(scaler.get_scale())
+        same = [torch.equal(p, before[name]) for name, p in model.named_parameters()]
+        moved.append((any(same), all(same)))
+    assert moved == [(False, False), (True, True), (False, False)]
+    assert scales == [2 ** 16, 2 ** 15, 2 ** 15]

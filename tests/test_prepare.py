@@ -11,6 +11,7 @@ import time
 import unicodedata
 import zlib
 from collections import Counter
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from hypothesis import strategies as st
 
 from parts import grammar
 from parts.corpus import (
+    PLAIN_FILES,
     check_texts,
     clean,
     escape,
@@ -71,8 +73,9 @@ def write(path, text):
 
 
 def files_of(folder):
-    """{path: content} of every file in folder, however deep."""
-    return {file: file.read_bytes() for file in Path(folder).rglob('*') if file.is_file()}
+    """{path: content} of every file in folder, however deep, but for the lock."""
+    files = [file for file in Path(folder).rglob('*') if file.is_file() and file.name != 'lock']
+    return {file: file.read_bytes() for file in files}
 
 
 def read_meta(folder):
@@ -139,6 +142,12 @@ def vocabularies(world, hub_file):
         HubTokenizer(hub_file.read_bytes()),
         load_vocabulary(world / 'manual'),
     )
+
+
+def test_it_starts_without_torch():
+    code = ('import sys, parts.corpus, parts.vocabulary\n'
+            'sys.exit({"torch", "parts.grammar"} & set(sys.modules) != set())')
+    assert subprocess.run([sys.executable, '-c', code], cwd=ROOT).returncode == 0
 
 
 # --- the walk of the data ---
@@ -331,7 +340,8 @@ def table(name, delimiter, *columns, rows=60):
 
 @pytest.mark.parametrize('column', ['labels', ' Rating', 'Label', 'sentiment', 'score', 'STARS'])
 def test_ratings_are_found_under_their_usual_names(tmp_path, column):
-    write(tmp_path / 'r.csv', table('r', ',', 'id', 'text', column))
+    """The first column is without a name, as pandas writes its numbers."""
+    write(tmp_path / 'r.csv', table('r', ',', 'id', 'text', column).replace('id', '', 1))
     out = works(tmp_path, '--source=r.csv', '--mode=manual')
     assert 'r: 20 negative, 20 positive, 20 ambiguous, 0 without a rating' in out
     assert Counter(rating for rating, _ in reviews(tmp_path / 'data/r')) == {0: 20, 1: 20, 2: 20}
@@ -366,8 +376,9 @@ def test_ratings_says_what_labels_mean(tmp_path, labels, flag, wanted):
 def test_quotes_are_read_where_the_file_quotes(tmp_path):
     """As pandas writes it: quoted where needed. And as NSMC is: a quote is a quote."""
     texts = [f'그가 "최고"래요 {i}' if i % 2 else f'첫 줄\n둘째\t줄 {i}' for i in range(40)]
-    quoted = ''.join('"' + text.replace('"', '""') + f'"\t{i % 3}\n' for i, text in enumerate(texts))
-    write(tmp_path / 'pandas.tsv', 'document\tlabel\n' + quoted)
+    cells = ['"' + text.replace('"', '""') + '"' for text in texts]
+    lines = [f'{cell}\t{i % 3}\n' for i, cell in enumerate(cells)]
+    write(tmp_path / 'pandas.tsv', 'document\tlabel\n' + ''.join(lines))
     works(tmp_path, '--source=pandas.tsv', '--mode=manual')
     read = sorted(text for _, text in reviews(tmp_path / 'data/pandas'))
     assert read == sorted(clean(text) for text in texts)
@@ -400,7 +411,8 @@ def test_tables_that_were_joined_are_read_as_one(tmp_path):
 
 def test_what_cannot_be_seen_is_no_text_and_moves_none(tmp_path):
     hidden = ['\u200b', '\u200d\ufeff', '\u3164', '\xad', '\u2800', '\ufe0f']
-    both = [text.replace('요', '요\u200b', 1) for text in LINES] + LINES
+    with_space = [text.replace('요', '요\u200b', 1) for text in LINES]
+    both = with_space + [f'\ufeff{text}' for text in LINES]  # a BOM is no text
     write(tmp_path / 'r.txt', '\n'.join([*hidden, *both, '']))
     out = works(tmp_path, '--source=r.txt', '--mode=manual')
     assert 'texts read: 126, kept: 120' in out
@@ -409,12 +421,6 @@ def test_what_cannot_be_seen_is_no_text_and_moves_none(tmp_path):
                   for file in SIDES.values())
     assert not train & val
     assert len(train | val) == 60
-
-
-def test_a_bom_in_the_middle_is_no_text(tmp_path):
-    write(tmp_path / 'r.txt', ''.join(f'\ufeff{text}\n' for text in LINES))
-    works(tmp_path, '--source=r.txt', '--mode=manual')
-    assert sorted(text for _, text in reviews(tmp_path / 'data/r')) == sorted(LINES)
 
 
 def test_names_of_files_with_commas_in_nfd_and_at_home(tmp_path, monkeypatch):
@@ -442,8 +448,7 @@ def test_a_folder_is_read_in_order_and_what_is_not_read_is_said(tmp_path):
     in_a = sum(i >= 30 for i in order)
     assert order[:in_a] == sorted(i for i in order if i >= 30)
     assert order[in_a:] == sorted(i for i in order if i < 30)
-    assert 'holds no file' in refused(tmp_path, '--source=data/notes/manual/..'.replace('/..', ''),
-                                      '--output_dir=x')
+    assert 'holds no file' in refused(tmp_path, '--source=data/notes/manual')
 
 
 # --- texts with line breaks ---
@@ -509,16 +514,28 @@ def test_a_long_text_is_encoded_in_pieces_as_it_is_whole(tmp_path):
     assert ids == vocab.encode([text])[0]
 
 
-def test_shakespeare_is_one_text_of_characters(tmp_path):
-    """Here from a file. The source of that name is prepared so with nothing else said."""
-    settings = run('prepare.py', '--source=shakespeare', '--help').stdout
-    assert 'shakespeare' in settings
+def copy_of_the_project(folder, file, old, new):
+    """A copy in which one file has something else in one place."""
+    shutil.copytree(ROOT / 'parts', folder / 'parts')
+    for name in ('prepare.py', 'configurator.py'):
+        shutil.copy(ROOT / name, folder)
+    before = (folder / file).read_text('utf-8')
+    assert before.count(old) == 1
+    write(folder / file, before.replace(old, new))
+
+
+def test_shakespeare_is_prepared_as_everybody_does_with_nothing_else_said(tmp_path):
     play = 'First Citizen:\nBefore we proceed any further, hear me speak.\n\n' * 30
-    write(tmp_path / 'input.txt', play)
-    works(tmp_path, '--source=input.txt', '--unit=file', '--mode=manual', '--min_count=1')
-    meta, ((_, ids),) = streams(tmp_path / 'data/input/manual')
+    (_, name, digest), = PLAIN_FILES['shakespeare']
+    copy_of_the_project(tmp_path, 'parts/corpus.py', digest, sha256(play.encode()).hexdigest())
+    write(tmp_path / 'data/download' / name, play)
+    words = [sys.executable, 'prepare.py', '--source=shakespeare']
+    subprocess.run(words, cwd=tmp_path, check=True)
+    meta, ((_, ids),) = streams(tmp_path / 'data/shakespeare/manual')
     assert len(ids) == int(len(play) * 0.9)
     assert meta['vocab_size'] == len(set(play)) + len(CONTROL_TOKENS) + 1
+    subprocess.run([*words, '--mode=tokenizer', '--vocab_size=300'], cwd=tmp_path, check=True)
+    assert read_meta(tmp_path / 'data/shakespeare/tokenizer')['train_chars'] == len(ids)
 
 
 # --- how it ends ---
@@ -536,15 +553,9 @@ def test_it_ends_with_the_words_that_train(tmp_path):
 
 def test_a_fourth_rating_is_one_more_line(tmp_path):
     """In a copy of the project: the token, the names, the labels and the ids all follow."""
-    shutil.copytree(ROOT / 'parts', tmp_path / 'parts')
-    for name in ('prepare.py', 'configurator.py'):
-        shutil.copy(ROOT / name, tmp_path)
-    corpus = tmp_path / 'parts/corpus.py'
     ambiguous = "    ('<amb>', 'ambiguous', '보통'),\n"
-    changed = corpus.read_text('utf-8').replace(
-        ambiguous, ambiguous + "    ('<iro>', 'ironic', '반어'),\n")
-    corpus.write_text(changed, 'utf-8')
-
+    copy_of_the_project(tmp_path, 'parts/corpus.py', ambiguous,
+                        ambiguous + "    ('<iro>', 'ironic', '반어'),\n")
     lines = [json.dumps({'text': f'{GOOD} {i}', 'label': i % 4}) for i in range(80)]
     write(tmp_path / 'r.jsonl', '\n'.join(lines))
     for mode in ('tokenizer', 'manual'):
@@ -586,7 +597,8 @@ BAD_FILES = {  # what is wrong: file, its content, words of the sentence
     'too few cells': ('r.csv', 'text,label\n굿,1\n별로\n', ['line 3 has 1 cells']),
     'a tab': ('r.tsv', 'label\ttext\n1\t굿\t탭\n', ['line 2 has 3 cells', 'tab']),
     'a line break': ('r.tsv', 'text\tlabel\n굿\n정말\t1\n', ['line 2 has 1 cells']),
-    'open quote': ('r.csv', 'Review,Rating\n"굿,1\n별로,0\n', ['r.csv']),
+    'open quote': ('r.csv', 'Review,Rating\n"굿,1\n별로,0\n', ['line 3']),
+    'quotes': ('r.csv', 'Review,Rating\n"굿" 정말,1\n', ['line 2', 'doubled']),
     'not JSON': ('r.jsonl', '{"text": "굿"}\n{"text"', ['line 2 is no JSON object']),
     'an array': ('r.jsonl', '[{"text": "굿"}]', ['line 1 is no JSON object']),
     'wrapped': ('r.jsonl', '{\n"text": "굿"\n}', ['line 1 is no JSON object']),
@@ -778,18 +790,15 @@ def test_two_at_once_in_one_folder(tmp_path):
     words = [sys.executable, SCRIPT, '--source=demo', '--n_reviews=100000000']
     first = subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE)
     try:
-        while not list(tmp_path.rglob('train.txt')):
+        while not list(tmp_path.rglob('train.txt.*.part')):
             time.sleep(0.01)
-        assert 'another' in refused_beside(tmp_path, '--source=demo', '--n_reviews=50')
+        second = run('prepare.py', '--source=demo', '--n_reviews=50', cwd=tmp_path, ok=False)
+        assert 'another' in second.stderr
     finally:
         first.kill()
         first.wait()
     works(tmp_path, '--source=demo', '--n_reviews=500', '--mode=manual')
     assert not list(tmp_path.rglob('*.part'))  # what the first left was cleared away
-
-
-def refused_beside(folder, *words):
-    return run('prepare.py', *words, cwd=folder, ok=False).stderr
 
 
 def interrupt(folder, words, when, signal_number, everyone=False):
@@ -817,7 +826,7 @@ def interrupt(folder, words, when, signal_number, everyone=False):
 def test_an_interrupted_run_leaves_nothing(tmp_path, signal_number):
     words = ['--source=demo', '--n_reviews=100000000']
     for everyone in (False, True):
-        interrupt(tmp_path, words, 'new.*.part/train.txt', signal_number, everyone)
+        interrupt(tmp_path, words, 'train.txt.*.part', signal_number, everyone)
         assert not files_of(tmp_path)
 
 
@@ -827,7 +836,7 @@ def test_a_run_interrupted_while_it_encodes_leaves_the_texts(tmp_path, signal_nu
         write(tmp_path / name, f'1\t{GOOD} {GOOD}\n' * 300_000)
     before = files_of(tmp_path)
     words = ['--data_dir=.', '--mode=manual']
-    interrupt(tmp_path, words, 'new.*.part/train.bin', signal_number)
+    interrupt(tmp_path, words, 'train.bin.*.part', signal_number)
     assert files_of(tmp_path) == before
 
 
@@ -872,11 +881,6 @@ def square(base, x):
     if x == base:
         raise UserError('the base is not welcome')
     return x * x
-
-
-@pytest.mark.parametrize('n', [0, 1, 3, 50])
-def test_results_come_in_the_order_of_the_items(n):
-    assert list(map_ordered(square, range(n), -1)) == [x * x for x in range(n)]
 
 
 def test_items_are_taken_only_as_they_are_needed():

@@ -73,16 +73,6 @@ def test_eval_is_the_loss_computed_by_hand(demo, models):
     assert score['above_floor'] == pytest.approx(above)
 
 
-def test_figures_are_those_of_float32_unless_another_format_is_asked_for(models):
-    flags = [f'--model_path={models / "decoder"}', '--n_tokens=0.003']
-    default, = scores(*flags)
-    float32, = scores(*flags, '--dtype=float32')
-    bfloat16, = scores(*flags, '--dtype=bfloat16')
-    assert default == float32
-    assert bfloat16['loss'] != float32['loss']
-    assert bfloat16['loss'] == pytest.approx(float32['loss'], rel=0.01)
-
-
 def test_models_of_both_archs_and_modes_in_one_table(models, tmp_path):
     paths = ','.join(str(models / name) for name in ('decoder', 'ffn', 'manual'))
     flags = [f'--model_path={paths}', '--n_tokens=0.01']
@@ -126,6 +116,21 @@ def test_models_of_different_data_are_compared_on_that_of_the_first(demo, models
     assert rows[0]['reviews'] == rows[1]['reviews']
     alone, = scores(f'--model_path={models / "decoder"}', '--n_tokens=0.001')
     assert rows[1]['above_floor'] == pytest.approx(alone['above_floor'])
+
+
+def test_a_long_text_is_read_as_far_as_asked(models, tmp_path):
+    words = '점심에 친구랑 맛있게 먹었어요. '
+    (tmp_path / 'validation.txt').write_text(f'1\t{words * 500}\n', 'utf-8')
+    flags = [f'--model_path={models / "manual"}', f'--data_dir={tmp_path}']
+    score, = scores(*flags, '--n_tokens=0.001')
+    assert 990 <= score['tokens'] <= 1002
+
+
+def test_data_that_were_moved_are_asked_for(models, tmp_path):
+    shutil.copytree(models / 'ffn', tmp_path / 'ffn')
+    edit(tmp_path / 'ffn/meta.json', data_dir='data/gone')
+    said = run('eval.py', f'--model_path={tmp_path / "ffn"}', ok=False).stderr
+    assert 'trained on data/gone, which is not there; name its data folder' in said
 
 
 def test_pictures_are_drawn_with_matplotlib_and_not_missed_without(models, tmp_path):
@@ -178,27 +183,31 @@ def test_a_person_s_own_sentences_are_rated(models):
         assert one['probability'] == pytest.approx(share.item())
 
 
-@pytest.mark.parametrize('name, text', [
-    ('decoder', '점심에 😀 친구랑  漢'),
-    ('manual', '점심에 친구랑'),
-])
-def test_on_a_terminal_every_character_shows_the_surprise(name, text, models):
-    line = run('eval.py', f'--model_path={models / name}', f'--text={text}', '--device=cpu',
+def coloured(model, text):
+    """[(red, green, characters)] of a sentence as a terminal shows it."""
+    line = run('eval.py', f'--model_path={model}', f'--text={text}', '--device=cpu',
                env={'FORCE_COLOR': '1'}).stdout
-    pieces = re.findall('\033\\[30;48;2;(\\d+);(\\d+);90m([^\033]*)', line)
-    assert ''.join(characters for _, _, characters in pieces) == ' '.join(text.split())
-    if name == 'decoder':
-        return
+    return re.findall('\033\\[30;48;2;(\\d+);(\\d+);90m([^\033]*)', line)
+
+
+def test_on_a_terminal_every_character_shows_the_surprise(models):
+    text = '점심에 친구랑'
     model, vocabulary = open_folder(models / 'manual')        # a character is a token
     ids = vocabulary.encode([text])[0]
     rating = rating_log_probs(model, [ids], vocabulary.rating_ids)[0].argmax()
-    review = [vocabulary.eos, vocabulary.rating_ids[rating], *ids, vocabulary.eos]
-    nats, _ = surprise(model, [review])[0]
-    assert len(pieces) == len(ids)
-    for (red, green, _), surprised in zip(pieces, nats[1:-1].tolist(), strict=True):
+    row = [vocabulary.eos, vocabulary.rating_ids[rating], *ids, vocabulary.eos]
+    nats, _ = surprise(model, [row])[0]
+    shown = coloured(models / 'manual', text)
+    assert ''.join(character for _, _, character in shown) == text
+    for (red, green, _), surprised in zip(shown, nats[1:-1].tolist(), strict=True):
         share = min(1, surprised / math.log(2) / 8)
         assert int(red) == pytest.approx(255 * min(1, 2 * share), abs=1.1)
         assert int(green) == pytest.approx(255 * min(1, 2 - 2 * share), abs=1.1)
+
+
+def test_a_character_of_several_bytes_has_one_colour(models):
+    shown = coloured(models / 'decoder', '점심에 😀 漢')
+    assert ''.join(characters for _, _, characters in shown) == '점심에 😀 漢'
 
 
 # --- sample.py ---
@@ -300,18 +309,16 @@ def test_a_person_at_a_terminal_is_asked_until_exit(models):
     assert '] 어제'.encode() in seen
 
 
-@pytest.mark.parametrize('name', ['decoder', 'manual'])
-def test_every_prompt_works(models, name):
+def test_every_prompt_works(models):
     prompts = ['', '   ', '😀 unseen 漢字 ', '<pos></s>', '길다 ' * 200, 'ㅋㅋㅋ\t', '어제\x00 친구랑']
-    reviews = write(models / name, '--max_token=10', '--rating=2', stdin='\n'.join(prompts))
-    assert len(reviews) == len(prompts)
-    for prompt, review in zip(prompts, reviews):
-        cleaned = ' '.join(prompt.replace('\0', '').split())
-        if name == 'decoder':
-            assert review.startswith(cleaned)
-        else:                                                 # it writes � for a rare character
-            assert review.startswith(cleaned) or '�' in review
-            assert len(review) >= len(cleaned)
+    texts = write(models / 'decoder', '--max_token=10', '--rating=2', stdin='\n'.join(prompts))
+    for prompt, text in zip(prompts, texts, strict=True):
+        assert text.startswith(' '.join(prompt.replace('\0', '').split()))
+
+
+def test_a_character_that_is_not_in_the_vocabulary_is_written_as_one(models):
+    text, = write(models / 'manual', '--prompt=漢 점심', '--max_token=3', '--rating=2')
+    assert text.startswith('� 점심')
 
 
 def test_a_text_of_several_lines_is_written_and_begun_with_them(models, tmp_path):
@@ -396,44 +403,25 @@ def test_flags_that_agree_are_fine_and_others_refused(demo, models):
         assert told in run(script, path, flag, ok=False).stderr
 
 
-@pytest.mark.parametrize('args, told', [
-    (['--rating=good'], 'negative (0, 부정), positive (1, 긍정), ambiguous (2, 보통)'),
-    (['--max_token=0'], 'max_token=0: it takes 1 or more'),
-    (['--num_samples=0'], 'num_samples=0: it takes 1 or more'),
-    (['--temperature=1e-40'], 'temperature=1e-40: it takes 0, which is'),
-    (['--guidance=1e39'], 'guidance=1e+39: it takes 0 to 1000'),
-    (['--top_p=0'], 'top_p=0.0: it takes more than 0'),
-    (['--seed=-1'], 'seed=-1: it takes 0 to'),
-    ([f'--seed={2**63}'], 'it takes 0 to'),
-    (['--model_path=nowhere'], 'no config.json'),
-    (['--device=cuda:7'], NO_SUCH_GPU),
+@pytest.mark.parametrize('script, flag, told', [
+    ('sample.py', '--rating=good', 'negative (0, 부정), positive (1, 긍정), ambiguous (2, 보통)'),
+    ('sample.py', '--max_token=0', 'max_token=0: it takes 1 or more'),
+    ('sample.py', '--num_samples=0', 'num_samples=0: it takes 1 or more'),
+    ('sample.py', '--temperature=1e-40', 'temperature=1e-40: it takes 0, which is'),
+    ('sample.py', '--guidance=1e39', 'guidance=1e+39: it takes 0 to 1000'),
+    ('sample.py', '--top_p=0', 'top_p=0.0: it takes more than 0'),
+    ('sample.py', f'--seed={2**63}', 'it takes 0 to 2^63 - 1'),
+    ('sample.py', '--model_path=nowhere', 'no config.json'),
+    ('sample.py', '--device=cuda:7', NO_SUCH_GPU),
+    ('eval.py', '--batch_size=0', 'batch_size takes 1 or more'),
+    ('eval.py', '--n_tokens=-1', 'n_tokens 0 or more'),
+    ('eval.py', '--data_dir=nowhere', 'nowhere has no validation.txt'),
+    ('eval.py', "--dtype=int8", "dtype='int8'"),
 ])
-def test_mistakes_at_sample_are_one_sentence(models, args, told):
+def test_a_mistake_is_one_sentence(models, script, flag, told):
+    more = ['--prompt='] if script == 'sample.py' else []
     path = f'--model_path={models / "decoder"}'
-    assert told in run('sample.py', path, '--prompt=', *args, ok=False).stderr
-
-
-@pytest.mark.parametrize('args, told', [
-    (['--batch_size=0'], 'batch_size takes 1 or more'),
-    (['--n_tokens=-1'], 'n_tokens 0 or more'),
-    (['--data_dir=nowhere'], 'nowhere has no validation.txt'),
-    (['--dtype=int8'], "dtype='int8'"),
-    (['--model_path=nowhere'], 'no config.json'),
-])
-def test_mistakes_at_eval_are_one_sentence(models, args, told):
-    assert told in run('eval.py', f'--model_path={models / "decoder"}', *args, ok=False).stderr
-
-
-@pytest.mark.parametrize('content, told', [
-    (b'', 'is empty'),
-    (b'1\t\n0\t\n', 'is empty'),
-    ('1\t맛있어요'.encode('cp949'), 'utf-8'),
-    ('맛있어요'.encode(), 'rating<TAB>review'),
-], ids=['nothing', 'no text', 'cp949', 'no rating'])
-def test_a_validation_file_that_cannot_be_read_is_one_sentence(content, told, models, tmp_path):
-    (tmp_path / 'validation.txt').write_bytes(content)
-    said = run('eval.py', f'--model_path={models / "decoder"}', f'--data_dir={tmp_path}', ok=False)
-    assert told in said.stderr
+    assert told in run(script, path, *more, flag, ok=False).stderr
 
 
 @pytest.mark.parametrize('script, flags', [('sample.py', []), ('eval.py', ['--text=-'])])
@@ -451,6 +439,9 @@ def test_the_newest_model_is_taken_and_named(models, tmp_path):
         done = run(script, *flags[script], cwd=tmp_path)
         assert done.stderr.strip() == 'out/manual, the newest'
         assert done.stdout
+    (tmp_path / 'empty').mkdir()
+    nothing = run('sample.py', '--prompt=', cwd=tmp_path / 'empty', ok=False).stderr
+    assert 'no trained model under out/' in nothing
 
 
 def test_sample_loads_nothing_slow_that_it_does_not_need(models):

@@ -1,0 +1,263 @@
+"""The machine: formats are measured, compiled passes are checked, failures are sentences."""
+import math
+from functools import partial
+
+import pytest
+import torch
+from conftest import random_model
+
+from model import Config, build
+from parts import machine
+from parts.errors import UserError
+
+CPU = torch.device('cpu')
+
+
+# --- device ---
+
+@pytest.mark.parametrize('name, words', [
+    ('cuda:99', 'there'),
+    ('tpu', 'it is auto'),
+    ('cuda:x', 'it is auto'),
+])
+def test_a_device_that_is_not_there_is_a_sentence(name, words):
+    with pytest.raises(UserError, match=words):
+        machine.select_device(name)
+
+
+def test_a_second_gpu_where_there_is_one_is_a_sentence(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
+    with pytest.raises(UserError, match='cuda:7: there are only 1 here, counted from 0'):
+        machine.select_device('cuda:7')
+
+
+@pytest.fixture
+def gpu_without_torch(monkeypatch):
+    """A GPU is plugged in, and torch cannot use it."""
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: False)
+    monkeypatch.setattr(machine.Path, 'exists', lambda path: str(path) == '/dev/nvidia0')
+
+
+def test_a_gpu_that_torch_cannot_use_is_not_passed_over_in_silence(gpu_without_torch, capsys):
+    assert machine.select_device('auto') == CPU
+    assert 'there is a GPU here' in capsys.readouterr().err
+
+
+def test_under_torchrun_it_is_refused_unless_the_cpu_is_asked_for(gpu_without_torch, monkeypatch):
+    monkeypatch.setattr(machine, 'world_size', 4)
+    with pytest.raises(UserError, match='or say --device=cpu'):
+        machine.select_device('auto')
+    assert machine.select_device('cpu') == CPU
+
+
+# --- number format ---
+
+def plant_measurement(monkeypatch, measured):
+    """Let the measurement say what it would on another machine: {dtype: (seconds, error)}."""
+    def time_products(name, device):
+        return measured[name]
+
+    monkeypatch.setattr(machine, 'time_products', time_products)
+
+
+@pytest.mark.parametrize('seconds, error, expected', [
+    (4e-4, 3e-3, 'bfloat16'),
+    (2e-3, 3e-3, 'float32'),      # slower, for it is emulated
+    (9e-4, 3e-3, 'float32'),      # not fast enough to be worth its coarseness
+    (1e-4, 0.5, 'float32'),       # fast and wrong
+    (1e-4, math.inf, 'float32'),  # not even finite
+])
+def test_the_fastest_format_that_computes_right_is_taken(monkeypatch, seconds, error, expected):
+    plant_measurement(monkeypatch, {'float32': (1e-3, 0), 'bfloat16': (seconds, error)})
+    dtype, how = machine.select_dtype('auto', CPU)
+    assert dtype == getattr(torch, expected)
+    assert how.startswith(f'{expected} (measured: float32 1.00 ms')
+
+
+@pytest.mark.parametrize('bfloat16, float16, expected', [
+    (1.1e-4, 1.0e-4, 'bfloat16'),  # float16 is not so much faster as to be worth its loss scale
+    (2.0e-3, 1.0e-4, 'float16'),   # an older GPU: bfloat16 is emulated
+])
+def test_of_the_short_formats_the_one_without_a_loss_scale_comes_first(monkeypatch, bfloat16,
+                                                                       float16, expected):
+    measured = {'float32': (1e-3, 0), 'bfloat16': (bfloat16, 3e-3), 'float16': (float16, 5e-4)}
+    plant_measurement(monkeypatch, measured)
+    dtype, _ = machine.select_dtype('auto', torch.device('cuda'))
+    assert dtype == getattr(torch, expected)
+
+
+def test_a_format_asked_for_is_not_measured_against_others(monkeypatch):
+    plant_measurement(monkeypatch, {})
+    assert machine.select_dtype('float16', CPU) == (torch.float16, 'float16 as asked')
+
+
+@pytest.mark.parametrize('name', ['float32', 'bfloat16'])
+def test_the_measurement_itself_finds_every_format_right_here(name):
+    seconds, error = machine.time_products(name, CPU, seconds=0.01)
+    assert 0 < seconds < math.inf
+    assert error <= machine.LARGEST_ERROR[name]
+    assert (error > 0) is (name == 'bfloat16')
+
+
+@pytest.mark.parametrize('arch, expected', [
+    ('decoder', 6 * (2 * (4 * 32 * 32 + 3 * 32 * 48) + 50 * 32) + 12 * 2 * 32 * 16),
+    ('ffn', 6 * (4 * 32 * 32 + 2 * 3 * 32 * 48 + 50 * 32)),
+])
+def test_operations_of_a_token(arch, expected):
+    """6 for each weight of a matrix but the embedding's, and 12 C T a layer of attention."""
+    assert machine.matmul_flops(random_model(arch), 16) == expected
+
+
+# --- compiled or not ---
+
+@pytest.mark.parametrize('choice, n_flops, expected', [
+    ('auto', 1e12, False),
+    ('auto', 1e14, True),
+    ('true', 0, True),
+    ('1', 0, True),
+    ('False', 1e20, False),
+    ('0', 1e20, False),
+])
+def test_compiling_is_decided_by_the_length_of_the_run(choice, n_flops, expected):
+    assert machine.worth_compiling(choice, n_flops, CPU) is expected
+
+
+class WrongGradient(torch.autograd.Function):
+    """Forwards the identity; backwards a gradient like that of a broken kernel."""
+
+    @staticmethod
+    def forward(ctx, x, factor):
+        ctx.factor = factor
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * ctx.factor, None
+
+
+def scaled_gradients(factor, model, *args):
+    """A compiled pass whose loss is right and whose gradients are all times the factor."""
+    token_loss, rating_loss = model.forward(*args)
+    return WrongGradient.apply(token_loss, factor), rating_loss
+
+
+def one_scaled_gradient(name, factor, model, *args):
+    """A compiled pass in which the gradient of one parameter is times the factor."""
+    parameters = dict(model.named_parameters())
+    parameters[name] = WrongGradient.apply(parameters[name], factor)
+    plain = type(model)(model.config)
+    return torch.func.functional_call(plain, parameters, args)
+
+
+def other_loss(model, *args):
+    token_loss, rating_loss = model.forward(*args)
+    return token_loss.detach() * 0.01 + token_loss, rating_loss
+
+
+def raises(error, model, *args):
+    raise error
+
+
+
+@pytest.fixture
+def check(monkeypatch):
+    """check(compiled, dtype) → (model, its weights before, what compile_and_check returns), where
+    torch.compile makes a model that computes compiled(model, *args)."""
+    def check(compiled, dtype=torch.float32):
+        def compile_in_place(model, **_):
+            model._compiled_call_impl = partial(compiled, model)
+
+        monkeypatch.setattr(torch.nn.Module, 'compile', compile_in_place)
+        torch.manual_seed(0)
+        model = build(Config(vocab_size=50, d_model=32, d_ffn=48, nhead=2, n_layers=2,
+                             chunk_size=16))
+        before = {name: p.clone() for name, p in model.state_dict().items()}
+        x = torch.randint(1, 50, (4, 16))                     # (B, T)
+
+        def loss_of():
+            with torch.autocast('cpu', dtype, enabled=dtype != torch.float32):
+                token_loss, _ = model(x, x)
+            return token_loss / x.numel()
+
+        outcome = machine.compile_and_check(model, loss_of, loss_of, dtype, CPU)
+        return model, before, outcome
+
+    return check
+
+
+DEEP = 'model.layers.1.self_attn.q_proj.weight'  # behind zeros in a fresh model
+
+
+@pytest.mark.parametrize('compiled, words', [
+    (partial(scaled_gradients, -1), 'the gradient of model.embed_tokens.weight is off by 2 '),
+    (partial(scaled_gradients, 1.5), 'the gradient of model.embed_tokens.weight is off by 0.5 '),
+    (partial(scaled_gradients, math.nan), 'is off by nan '),
+    (partial(one_scaled_gradient, DEEP, 1.5), f'the gradient of {DEEP} is off by 0.5 '),
+    (partial(one_scaled_gradient, DEEP, 0), f'the gradient of {DEEP} is off by 1 '),
+    (other_loss, 'the loss is off by 0.01 '),
+    (partial(raises, RuntimeError('no kernel\nfor this\nprocessor')), 'no kernel for this'),
+    (partial(raises, AssertionError()), 'AssertionError'),
+], ids=['negated', 'scaled', 'nan', 'one', 'one zero', 'loss', 'raises', 'raises silently'])
+def test_a_compiled_pass_that_differs_is_not_used(check, capsys, compiled, words):
+    model, before, outcome = check(compiled)
+    assert outcome == (False, torch.float32)
+    said = capsys.readouterr().out
+    assert said.startswith('not compiled: ')
+    assert words in said
+    assert said.count('\n') == 1
+    # Nothing of the attempt is left in the model.
+    assert model._compiled_call_impl is None
+    for name, p in model.named_parameters():
+        assert p.grad is None
+        assert torch.equal(p, before[name])
+
+
+def test_the_run_goes_on_in_float32_where_the_plain_pass_is_not_finite_either(monkeypatch, check,
+                                                                              capsys):
+    plain = machine.gradients
+
+    def gradients(model, make_loss):
+        found = plain(model, make_loss)
+        found['the gradient of lm_head.weight'][0, 0] = math.inf
+        return found
+
+    monkeypatch.setattr(machine, 'gradients', gradients)
+    _, _, outcome = check(partial(scaled_gradients, 1), torch.bfloat16)
+    assert outcome == (False, torch.float32)
+    assert 'the run goes on in float32' in capsys.readouterr().out
+
+
+# --- failures ---
+
+GPU_IS_FULL = torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB')
+MEMORY_IS_FULL = RuntimeError('[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: '
+                              "can't allocate memory")
+PEER_IS_LOST = RuntimeError('[gloo/transport/tcp/pair.cc:538] Connection closed by peer')
+
+
+@pytest.mark.parametrize('error', [GPU_IS_FULL, MEMORY_IS_FULL])
+def test_too_little_memory_is_a_sentence_that_names_the_flag(error):
+    with pytest.raises(UserError, match='too little memory; take a smaller --micro_batch'):
+        with machine.explain_failures('--micro_batch'):
+            raise error
+
+
+def test_a_lost_peer_is_a_sentence(monkeypatch, capsys):
+    monkeypatch.setattr(machine, 'world_size', 2)
+    with pytest.raises(SystemExit) as end, machine.explain_failures('--micro_batch'):
+        raise PEER_IS_LOST
+    assert end.value.code == 1
+    assert 'another process has ended' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('error', [
+    RuntimeError('a bug of ours that mentions gloo and nccl'),
+    ConnectionResetError('of the network'),
+    OSError(28, 'No space left on device', '/elsewhere'),
+])
+def test_what_is_none_of_these_keeps_its_traceback(monkeypatch, error):
+    monkeypatch.setattr(machine, 'world_size', 2)
+    with pytest.raises(type(error)), machine.explain_failures('--micro_batch'):
+        raise error
