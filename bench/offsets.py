@@ -61,7 +61,7 @@ def write_corpus(folder):
         n_written = 0
         with open(folder / f'{side}_offsets.bin', 'wb') as file:
             for first in range(0, n, 2 ** 20):
-                lengths = 4 + rng.poisson(mean - 4, min(2 ** 20, n - first))
+                lengths = 3 + rng.geometric(1 / (mean - 3), min(2 ** 20, n - first))
                 ends = n_written + np.cumsum(lengths)
                 (ends - lengths).astype('<u8').tofile(file)
                 n_written = int(ends[-1])
