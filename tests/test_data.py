@@ -142,8 +142,9 @@ def test_texts_are_shuffled_anew_and_cut_elsewhere_in_every_epoch(open_data):
     assert len(cuts[1] & cuts[2]) < 0.2 * len(cuts[1])
 
 
-def test_an_epoch_of_a_part_of_the_tokens_takes_another_part_each_time(open_data):
-    data = open_data(MIXED, n_tokens=0.01)
+@pytest.mark.parametrize('lengths', [MIXED, [40_000]], ids=['mixed', 'one'])
+def test_an_epoch_of_a_part_of_the_tokens_takes_another_part_each_time(open_data, lengths):
+    data = open_data(lengths, n_tokens=0.01)
     assert data.steps_per_epoch == 10_000 // (4 * 64)
     parts = [set(epoch_of(data, epoch)[0].flatten().tolist()) for epoch in (0, 1)]
     assert len(parts[0] & parts[1]) < 0.5 * len(parts[0])
@@ -270,12 +271,6 @@ def test_the_share_of_rows_that_ask_for_ratings(open_data, share):
     ratings = torch.cat([data.batch(step).ratings for step in range(data.steps)])
     n_asked = (ratings >= 0).any(dim=1).sum().item()
     assert abs(n_asked - share * len(ratings)) <= 1
-
-
-def test_nothing_is_asked_where_nothing_is_known_or_no_text_is_seen_whole(open_data):
-    assert open_data(MIXED, make=rated_texts, read_share=0.5).asks_ratings
-    assert not open_data(MIXED, read_share=0).asks_ratings
-    assert not open_data(MIXED, read_share=0.5, arch='ffn').asks_ratings
 
 
 def test_texts_without_ratings_are_asked_for_none(open_data):

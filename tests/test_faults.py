@@ -246,11 +246,10 @@ def unfinished(models, tmp_path):
 
 
 def change_state(folder, **changed):
-    """Write state.pt anew with other settings or facts of the computation."""
+    """Write state.pt anew with other values: settings={name: value}, computation={name: value}."""
     state = load_checkpoint(folder)
-    for name, value in changed.items():
-        part = 'settings' if name in state['settings'] else 'computation'
-        state[part][name] = value
+    for part, values in changed.items():
+        state[part].update(values)
     save_checkpoint(folder, state)
     (folder / 'state.before.pt').unlink()
 
@@ -262,27 +261,17 @@ def test_auto_goes_on_where_there_is_a_run_and_ends_with_it(unfinished, models, 
     assert 'is complete: 234 steps' in run('train.py', *flags).stdout
 
 
-def test_the_device_of_a_run_that_goes_on_is_the_runs(unfinished):
+def test_the_device_of_a_run_that_goes_on_is_the_one_it_found(unfinished):
     """Unless another one is named."""
-    change_state(unfinished, device='cuda:9')
+    change_state(unfinished, settings={'device': 'auto'}, computation={'device': 'cuda:9'})
     flags = [f'--out_dir={unfinished}', '--init_from=resume']
     assert NO_SUCH_GPU in run('train.py', *flags, ok=False).stderr
     run('train.py', *flags, '--device=cpu')
 
 
-def test_the_device_it_found_is_kept_too(unfinished):
-    change_state(unfinished, device='auto')
-    state = load_checkpoint(unfinished)
-    assert state['computation']['device'] == 'cpu'
-    state['computation']['device'] = 'cuda:9'
-    save_checkpoint(unfinished, state)
-    error = run('train.py', f'--out_dir={unfinished}', '--init_from=resume', ok=False).stderr
-    assert NO_SUCH_GPU in error
-
-
 def test_data_that_were_moved_are_named_and_the_run_goes_on(unfinished, models, demo, tmp_path):
     moved = shutil.copytree(demo, tmp_path / 'moved')
-    change_state(unfinished, data_dir=str(tmp_path / 'gone'))
+    change_state(unfinished, settings={'data_dir': str(tmp_path / 'gone')})
     flags = [f'--out_dir={unfinished}', '--init_from=resume']
     assert f'{tmp_path / "gone"}' in run('train.py', *flags, ok=False).stderr
     run('train.py', *flags, f'--data_dir={moved}')
@@ -339,7 +328,7 @@ def test_a_log_that_cannot_be_read_is_set_aside_and_the_run_goes_on(unfinished, 
 # --- numbers, disks, memory ---
 
 def test_a_loss_that_is_no_number_ends_the_run_and_spoils_nothing(unfinished, start):
-    change_state(unfinished, lr=1e30)
+    change_state(unfinished, settings={'lr': 1e30})
     before = {path: path.read_bytes() for path in unfinished.glob('*.[ps]*t*')}
     running = start('train.py', f'--out_dir={unfinished}', '--init_from=resume')
     said, error = running.communicate(timeout=240)

@@ -62,30 +62,22 @@ def plant_measurement(monkeypatch, measured):
     monkeypatch.setattr(machine, 'time_products', time_products)
 
 
-@pytest.mark.parametrize('seconds, error, expected', [
-    (4e-4, 3e-3, 'bfloat16'),
-    (2e-3, 3e-3, 'float32'),      # slower, for it is emulated
-    (9e-4, 3e-3, 'float32'),      # not fast enough to be worth its coarseness
-    (1e-4, 0.5, 'float32'),       # fast and wrong
-    (1e-4, math.inf, 'float32'),  # not even finite
+@pytest.mark.parametrize('device, measured, expected', [
+    ('cpu', {'bfloat16': (4e-4, 3e-3)}, 'bfloat16'),
+    ('cpu', {'bfloat16': (2e-3, 3e-3)}, 'float32'),           # slower, for it is emulated
+    ('cpu', {'bfloat16': (9e-4, 3e-3)}, 'float32'),           # not worth its coarseness
+    ('cpu', {'bfloat16': (1e-4, 0.5)}, 'float32'),            # fast and wrong
+    ('cpu', {'bfloat16': (1e-4, math.inf)}, 'float32'),       # not even finite
+    # float16 is not so much faster as to be worth its loss scale
+    ('cuda', {'bfloat16': (1.1e-4, 3e-3), 'float16': (1.0e-4, 5e-4)}, 'bfloat16'),
+    # an older GPU: bfloat16 is emulated
+    ('cuda', {'bfloat16': (2.0e-3, 3e-3), 'float16': (1.0e-4, 5e-4)}, 'float16'),
 ])
-def test_the_fastest_format_that_computes_right_is_taken(monkeypatch, seconds, error, expected):
-    plant_measurement(monkeypatch, {'float32': (1e-3, 0), 'bfloat16': (seconds, error)})
-    dtype, how = machine.select_dtype('auto', CPU)
+def test_the_fastest_format_that_computes_right_is_taken(monkeypatch, device, measured, expected):
+    plant_measurement(monkeypatch, {'float32': (1e-3, 0), **measured})
+    dtype, how = machine.select_dtype('auto', torch.device(device))
     assert dtype == getattr(torch, expected)
     assert how.startswith(f'{expected} (measured: float32 1.00 ms')
-
-
-@pytest.mark.parametrize('bfloat16, float16, expected', [
-    (1.1e-4, 1.0e-4, 'bfloat16'),  # float16 is not so much faster as to be worth its loss scale
-    (2.0e-3, 1.0e-4, 'float16'),   # an older GPU: bfloat16 is emulated
-])
-def test_of_the_short_formats_the_one_without_a_loss_scale_comes_first(monkeypatch, bfloat16,
-                                                                       float16, expected):
-    measured = {'float32': (1e-3, 0), 'bfloat16': (bfloat16, 3e-3), 'float16': (float16, 5e-4)}
-    plant_measurement(monkeypatch, measured)
-    dtype, _ = machine.select_dtype('auto', torch.device('cuda'))
-    assert dtype == getattr(torch, expected)
 
 
 def test_a_format_asked_for_is_not_measured_against_others(monkeypatch):

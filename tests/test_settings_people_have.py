@@ -8,9 +8,9 @@ import shutil
 import pytest
 from conftest import end, last_weights, log, run, same
 from safetensors.torch import load_file
-from test_faults import wait_for
+from test_faults import change_state, wait_for
 
-from parts.checkpoint import load_checkpoint, save_checkpoint
+from parts.checkpoint import load_checkpoint
 
 needs_compiler = pytest.mark.skipif(not shutil.which('g++'),
                                     reason='torch.compile needs a C++ compiler')
@@ -83,10 +83,9 @@ def test_a_resumed_run_keeps_the_format_it_began_with(demo, tmp_path):
     """What was measured is not measured again: a clock must not change the run."""
     run('train.py', f'--data_dir={demo}', *SIZES, f'--out_dir={tmp_path}', '--eval_interval=5')
     shutil.copy(tmp_path / 'state.before.pt', tmp_path / 'state.pt')
-    state = load_checkpoint(tmp_path)
-    other = {'float32': 'bfloat16', 'bfloat16': 'float32'}[state['computation']['dtype']]
-    state['computation']['dtype'] = other
-    save_checkpoint(tmp_path, state)
+    measured = load_checkpoint(tmp_path)['computation']['dtype']
+    other = {'float32': 'bfloat16', 'bfloat16': 'float32'}[measured]
+    change_state(tmp_path, computation={'dtype': other})
     said = run('train.py', '--init_from=resume', f'--out_dir={tmp_path}').stdout
     assert f'in {other}' in said
 
