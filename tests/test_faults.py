@@ -86,7 +86,7 @@ def kill_after_a_save(running, folder, delay):
 
 
 @pytest.mark.parametrize('arch, nproc, kills', [
-    ('decoder', 0, 3),
+    ('decoder', 0, 2),
     ('ffn', 0, 2),
     ('decoder', 2, 1),
     pytest.param('decoder', 4, 3, marks=long),
@@ -97,9 +97,9 @@ def kill_after_a_save(running, folder, delay):
 def test_killed_and_resumed_is_never_having_stopped(arch, nproc, kills, demo, tmp_path, start):
     """The run saves at every second step and is killed at random, often in the middle of a save."""
     epochs = 1 + kills // 25
-    flags = [f'--data_dir={demo}', *SMALL, f'--arch={arch}', '--n_tokens=0.06',
+    flags = [f'--data_dir={demo}', *SMALL, f'--arch={arch}', '--n_tokens=0.04',
              f'--epochs={epochs}', '--dropout=0.1', '--micro_batch=2', '--eval_interval=2',
-             '--log_interval=10', '--eval_tokens=0.002']
+             '--log_interval=10', '--eval_tokens=0.001']
     whole, broken = tmp_path / 'whole', tmp_path / 'broken'
     run('train.py', *flags, f'--out_dir={whole}', nproc=nproc, timeout=900)
 
@@ -110,7 +110,7 @@ def test_killed_and_resumed_is_never_having_stopped(arch, nproc, kills, demo, tm
         kill_after_a_save(running, broken, delay=chance.random() * 0.1)
         killed_at.add(saved_step(broken))
     assert min(killed_at) > 0
-    assert max(killed_at) < 117 * epochs
+    assert max(killed_at) < 78 * epochs
     assert len(killed_at) > 0.8 * kills
 
     run('train.py', '--init_from=resume', f'--out_dir={broken}', nproc=nproc, timeout=900)
@@ -245,12 +245,11 @@ def unfinished(models, tmp_path):
     return folder
 
 
-def change_state(folder, **changed):
-    """Write state.pt anew with other values: settings={name: value}, computation={name: value}."""
+def change_state(folder, settings=None, **facts):
+    """Write state.pt anew with other settings of the run, {name: value}, or other facts of it."""
     state = load_checkpoint(folder)
-    for part, values in changed.items():
-        state[part].update(values)
-    save_checkpoint(folder, state)
+    state['settings'].update(settings or {})
+    save_checkpoint(folder, {**state, **facts})
     (folder / 'state.before.pt').unlink()
 
 
@@ -263,7 +262,7 @@ def test_auto_goes_on_where_there_is_a_run_and_ends_with_it(unfinished, models, 
 
 def test_the_device_of_a_run_that_goes_on_is_the_one_it_found(unfinished):
     """Unless another one is named."""
-    change_state(unfinished, settings={'device': 'auto'}, computation={'device': 'cuda:9'})
+    change_state(unfinished, settings={'device': 'auto'}, device='cuda:9')
     flags = [f'--out_dir={unfinished}', '--init_from=resume']
     assert NO_SUCH_GPU in run('train.py', *flags, ok=False).stderr
     run('train.py', *flags, '--device=cpu')
@@ -333,7 +332,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_spoils_nothing(unfinished, st
     running = start('train.py', f'--out_dir={unfinished}', '--init_from=resume')
     said, error = running.communicate(timeout=240)
     assert (running.returncode, error) == (1, '')
-    assert re.search(r'the loss is no number by step \d+, learning rate \d', said), said
+    assert re.search(r'the loss is NaN or infinite by step \d+, learning rate \d', said), said
     assert 'keeps the last good state' in said
     assert {path: path.read_bytes() for path in before} == before
 
@@ -343,7 +342,7 @@ def test_where_nothing_was_saved_nothing_good_is_claimed(demo, tmp_path, start):
                     f'--out_dir={tmp_path}')
     said, _ = running.communicate(timeout=240)
     assert running.returncode == 1
-    assert 'the loss is no number' in said
+    assert 'the loss is NaN or infinite' in said
     assert 'good state' not in said
     assert not has_checkpoint(tmp_path)
 

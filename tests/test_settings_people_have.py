@@ -83,9 +83,9 @@ def test_a_resumed_run_keeps_the_format_it_began_with(demo, tmp_path):
     """What was measured is not measured again: a clock must not change the run."""
     run('train.py', f'--data_dir={demo}', *SIZES, f'--out_dir={tmp_path}', '--eval_interval=5')
     shutil.copy(tmp_path / 'state.before.pt', tmp_path / 'state.pt')
-    measured = load_checkpoint(tmp_path)['computation']['dtype']
+    measured = load_checkpoint(tmp_path)['dtype']
     other = {'float32': 'bfloat16', 'bfloat16': 'float32'}[measured]
-    change_state(tmp_path, computation={'dtype': other})
+    change_state(tmp_path, dtype=other)
     said = run('train.py', '--init_from=resume', f'--out_dir={tmp_path}').stdout
     assert f'in {other}' in said
 
