@@ -1,7 +1,7 @@
 """Train a model on the tokens that prepare.py wrote: one loop for a laptop, a GPU, or many.
 
     python train.py config/demo.py                                     one process, CPU or GPU
-    torchrun --standalone --nproc_per_node=4 train.py config/kr3.py    four GPUs, the same losses
+    torchrun --standalone --nproc_per_node=4 train.py config/kr3.py    four GPUs, the same batches
     python train.py --out_dir=out/demo --init_from=resume              go on where a run stopped
     python train.py --init_from=out/kr3 --data_dir=data/mine_kr3 --out_dir=out/mine_kr3 fine-tune
 
@@ -9,7 +9,7 @@
     → out_dir/
 
 The batch of step s is a function of (data, settings, s) and nothing else. So a resumed run is the
-run that never stopped, and four processes draw the curve of one.
+run that never stopped, and without dropout four processes draw the curve of one.
 """
 import math
 import shlex
