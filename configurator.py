@@ -31,7 +31,8 @@ def configure(script_globals, also=None, argv=None):
     """
     source = Path(script_globals['__file__']).read_text(encoding='utf-8')
     comments = declared_settings(source)
-    defaults = {name: script_globals[name] for name in comments}
+    own = list(comments)
+    defaults = {name: script_globals[name] for name in own}
     for name, (default, comment) in (also or {}).items():
         defaults[name], comments[name] = default, comment
     values, given = dict(defaults), set()
@@ -47,7 +48,7 @@ def configure(script_globals, also=None, argv=None):
             raise SystemExit(2) from None
         values.update(changed)
         given = set(changed)
-        script_globals.update({name: values[name] for name in declared_settings(source)})
+        script_globals.update({name: values[name] for name in own})
     return types.SimpleNamespace(**values, given=given)
 
 

@@ -44,7 +44,7 @@ def atomic_write(path, mode='w'):
     Raises UserError where the disk is full or may not be written to.
     """
     path = Path(path)
-    part = path.with_name(f'{path.name}.{os.getpid()}.part')  # two processes do not share one
+    part = part_of(path)
     encoding, newline = (None, None) if 'b' in mode else ('utf-8', '')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,6 +59,11 @@ def atomic_write(path, mode='w'):
         if isinstance(error, OSError) and concerns(error, path.parent):
             raise cannot_write(path, error) from None
         raise
+
+
+def part_of(path):
+    """Where a file is written before it has its name; two processes do not share one."""
+    return path.with_name(f'{path.name}.{os.getpid()}.part')
 
 
 def concerns(error, folder):

@@ -31,7 +31,7 @@ from pathlib import Path
 
 import numpy as np
 
-from parts.checkpoint import atomic_write, read_json
+from parts.checkpoint import atomic_write, part_of, read_json
 from parts.errors import UserError
 from parts.readers import (
     FILE_TYPES,
@@ -720,11 +720,6 @@ def new_files(folder):
     finally:
         for name in names:
             part_of(folder / name).unlink(missing_ok=True)
-
-
-def part_of(path):
-    """Where a file is written before it has its name; two processes do not share one."""
-    return path.with_name(f'{path.name}.{os.getpid()}.part')
 
 
 def is_meta(name):
