@@ -32,7 +32,7 @@ def count_calls(script, args):
 
     def profile(frame, event, arg):
         code = frame.f_code
-        if event != 'call' or not code.co_filename.startswith(str(ROOT)):
+        if event != 'call' or Path(code.co_filename).parent not in (ROOT, ROOT / 'parts'):
             return
         caller = frame.f_back
         while caller is not None:
