@@ -147,11 +147,11 @@ class Block(nn.Module):
 class Model(nn.Module):
     """What both architectures share: embedding at the bottom, head and loss at the top."""
 
-    def __init__(self, config, layers, **more):
+    def __init__(self, config, layers, **modules):
         super().__init__()
         self.config = config
         self.model = nn.ModuleDict(dict(
-            embed_tokens=nn.Embedding(config.vocab_size, config.d_model), **more,
+            embed_tokens=nn.Embedding(config.vocab_size, config.d_model), **modules,
             layers=nn.ModuleList(layers), norm=RMSNorm(config.d_model, config.eps)))
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.init_weights()
@@ -190,7 +190,7 @@ class Model(nn.Module):
         """Read idx (B, T) into the cache → logits (B, V) of what comes next.
 
         The first chunk_size tokens of a prompt are read in one pass, each further one in a pass of
-        its own: by then the first ones are out of sight.
+        its own (slow, and rare): by then the first ones are out of sight.
         """
         x = self.hidden(idx[:, :self.config.chunk_size], cache)
         for t in range(self.config.chunk_size, idx.shape[1]):
@@ -256,7 +256,7 @@ class Decoder(Model):
 class KVCache:
     """The keys and values of one layer: the next token costs one token's work, not all.
 
-    They lie in a ring of `size` places: a new token takes the place of the one `size` back, which
+    They lie in a ring of `size` slots: a new token takes the slot of the one `size` back, which
     is out of sight. Takes the prompt, of up to `size` tokens, then one token a call.
     """
 
@@ -269,9 +269,9 @@ class KVCache:
     def add(self, k, v):
         """k and v (B, H, T, D) of the new tokens → those of all they may look at (B, H, S, D)."""
         T = k.shape[2]
-        place = self.n_read % self.size
-        self.keys[:, :, place:place + T] = k
-        self.values[:, :, place:place + T] = v
+        slot = self.n_read % self.size
+        self.keys[:, :, slot:slot + T] = k
+        self.values[:, :, slot:slot + T] = v
         self.n_read += T
         seen = min(self.n_read, self.size)  # in any order: a key was turned by its position
         return self.keys[:, :, :seen], self.values[:, :, :seen]
@@ -360,7 +360,8 @@ def sample_ids(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):
     cumulative = probs.cumsum(dim=-1)
     ids = draw_ids(cumulative, generator)                     # (B, 1)
     # The nucleus by rejection: an id is outside where the likelier ones together have top_p
-    # already; then draw again. To sort 64 rows of 8,000 takes longer than to compute them.
+    # already; then draw again. (The likeliest id is never outside, so this ends.) To sort 64 rows
+    # of 8,000 takes longer than to compute them.
     while top_p < 1:
         likelier = (probs * (probs > probs.gather(1, ids))).sum(dim=-1, keepdim=True)
         outside = likelier >= top_p

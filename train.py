@@ -1,7 +1,7 @@
 """Train a model on the tokens that prepare.py wrote: one loop for a laptop, a GPU, or many.
 
     python train.py config/demo.py                                     one process, CPU or GPU
-    torchrun --standalone --nproc_per_node=4 train.py config/kr3.py    four GPUs, the same batches
+    torchrun --standalone --nproc_per_node=4 train.py config/kr3.py    four GPUs, the same steps
     python train.py --out_dir=out/demo --init_from=resume              go on where a run stopped
     python train.py --init_from=out/kr3 --data_dir=data/mine_kr3 --out_dir=out/mine_kr3 fine-tune
 
@@ -9,13 +9,12 @@
     → out_dir/
 
 The batch of step s is a function of (data, settings, s) and nothing else. So a resumed run is the
-run that never stopped, and without dropout four processes draw the curve of one.
+run that never stopped and, without dropout, four processes draw the curve of one.
 """
 import math
 import shlex
 import time
 import zlib
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -105,10 +104,11 @@ NOT_KEPT = {'init_from', 'out_dir', 'given'}
 
 # --- the story ---
 
-@explain_failures(smaller='--micro_batch, the result is the same')
+@explain_failures(smaller='--micro_batch; a step reads the same rows')
 def main():
     # --- this process, this machine ---
     out = Path(settings.out_dir)
+    # run: the settings from here on. A run that goes on has its own.
     run, checkpoint = begin_or_go_on(settings, out)
     check_settings(run)
     device = select_device(run.device)
@@ -120,7 +120,7 @@ def main():
     # --- data ---
     meta = read_meta(run.data_dir, run.mode)
     check_data(run, meta, checkpoint)
-    base, origin = None, {}  # the model to fine-tune, and what the model card must tell of it
+    base, origin = None, {}  # the model to fine-tune, and what the model card says of it
     if checkpoint:
         origin = checkpoint['origin']
     elif run.init_from not in ('scratch', 'auto'):
@@ -144,12 +144,16 @@ def main():
     seconds, warm_start = first_weights(model, run, data, base, checkpoint)
     best = checkpoint['best'] if checkpoint else math.inf  # the lowest validation loss
     dtype, compiled, peak = choose_computation(model, run, data, device)
-    trial = partial(trial_loss, data.batch(step), rating_ids, device)
+
+    def trial(network, n_rows):  # a pass that teaches nothing
+        return trial_loss(network, data.batch(step), n_rows, rating_ids, device, dtype)
+
     if compiled:
         # four rows alone need little memory; but dropout draws by the number of rows
         plain_rows = micro_rows if run.dropout else min(4, micro_rows)
-        compiled, dtype = compile_and_check(model, partial(trial, model, plain_rows, dtype),
-                                            partial(trial, model, micro_rows, dtype), dtype, device)
+        compiled, dtype = compile_and_check(
+            model, lambda: trial(model, plain_rows), lambda: trial(model, micro_rows),
+            dtype, device)
     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
     parallel = model
     if world_size > 1:
@@ -157,7 +161,7 @@ def main():
         parallel = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
         # DDP moves its buffers after the first pass, which changes the order of three summands. A
         # resumed run must not be the only one to do it, so every run makes a pass for nothing.
-        trial(parallel, micro_rows, dtype).backward()
+        trial(parallel, micro_rows).backward()
         model.zero_grad(set_to_none=True)
 
     # --- optimizer ---
@@ -170,13 +174,13 @@ def main():
         optimizer.load_state_dict(checkpoint['optimizer'])
         scaler.load_state_dict(checkpoint['scaler'])
 
-    # --- the log, and what state.pt holds beside the model ---
+    # --- the log, and what every state.pt of this run says alike ---
     wandb_run = None
     if rank == 0:
         start_log(out, step)
         wandb_run = start_wandb(run, out, checkpoint)
     checkpoint = None  # all of it is in use by now: let the memory go
-    facts = {
+    fixed = {
         'settings': kept(run),
         'device': device.type,
         'dtype': str(dtype).removeprefix('torch.'),
@@ -190,9 +194,11 @@ def main():
 
     # --- the loop ---
     flops_per_token = matmul_flops(model, data.row_length)
-    loss_sum, steps_since_log = torch.zeros((), device=device), 0
-    first_step, first_seconds, clock = step, seconds, time.perf_counter()
+    first_step, first_seconds = step, seconds                 # for the speed, tokens a second
+    loss_sum = torch.zeros((), device=device)                 # of the steps since the last log
+    steps_since_log = 0
     stopping = False
+    clock = time.perf_counter()
     while step < data.steps and not stopping:
         lr = get_lr(step, data.steps, run.lr)
         for group in optimizer.param_groups:
@@ -232,15 +238,18 @@ def main():
             stopping = on_any_rank(stop.signal, device)
 
         # --- now and then: log, validate, save ---
-        due = step == data.steps or step % eval_interval == 0
-        if not (due or stopping or step % log_interval == 0):
+        validating = step == data.steps or step % eval_interval == 0
+        if not (validating or stopping or step % log_interval == 0):
             continue
         train_loss = all_reduce(loss_sum / steps_since_log).item()
         seconds += time.perf_counter() - clock
-        val_loss = validate(model, data, val_rows, micro_rows, device, autocast) if due else None
+        val_loss = None
+        if validating:
+            val_loss = validate(model, data, val_rows, micro_rows, device, autocast)
         check_finite(out, step, lr, train_loss, val_loss)
-        is_best = due and val_loss < best
-        best = val_loss if is_best else best
+        is_best = validating and val_loss < best
+        if is_best:
+            best = val_loss
         if rank == 0:
             row = log_row(data, step, seconds, train_loss, val_loss, lr)
             speed = (step - first_step) * data.tokens_per_step / (seconds - first_seconds)
@@ -248,17 +257,18 @@ def main():
             append_log(out, row)
             if wandb_run:
                 wandb_run.log({name: value for name, value in row.items() if value is not None})
-            if due and run.show:
+            if validating and run.show:
                 show_texts(model, data, run, device)
             if is_best:  # the model folder: the best so far on validation
                 save_best(out, model, run, data, {**meta, **origin}, row)
-            if due or stopping:  # state.pt: the last step, all that resuming needs
+            if validating or stopping:  # state.pt: the last step, all that resuming needs
                 check_finite(out, step, lr, *[p.sum().item() for p in model.parameters()])
-                save_checkpoint(out, {**facts, 'model': model.state_dict(),
+                save_checkpoint(out, {**fixed, 'model': model.state_dict(),
                                       'optimizer': optimizer.state_dict(),
                                       'scaler': scaler.state_dict(),
                                       'step': step, 'best': best, 'seconds': seconds})
-        loss_sum, steps_since_log = torch.zeros((), device=device), 0
+        loss_sum.zero_()
+        steps_since_log = 0
         clock = time.perf_counter()
 
     # --- the end ---
@@ -287,7 +297,7 @@ def begin_or_go_on(settings, out):
                 f'leave it out, or begin from its model: --init_from={out} and another --out_dir')
     # what was measured or decided is not measured again: on a busy machine it might come out anew
     decided = {'device': checkpoint['device'], 'dtype': checkpoint['dtype'],
-               'compile': str(checkpoint['compiled']).lower()}
+               'compile': 'true' if checkpoint['compiled'] else 'false'}
     for name, value in decided.items():
         if getattr(run, name) == 'auto':
             setattr(run, name, value)
@@ -307,7 +317,8 @@ def claim_folder(out, begins):
 def adopt(settings, fixed, whose, advice):
     """The settings, with those in `fixed` in place of the defaults.
 
-    A flag that a person gave must agree with them, or UserError is raised.
+    A flag that a person gave must agree with them, or UserError is raised: '{whose} lr=0.1, not
+    0.2; {advice}'.
     """
     run = SimpleNamespace(**vars(settings))
     for name, value in fixed.items():
@@ -349,13 +360,13 @@ def check_data(run, meta, checkpoint):
     """
     check_texts(Path(run.data_dir), meta)
     vocabulary = vocabulary_files(Path(run.data_dir, run.mode))
-    facts = {name: value for name, value in kept(run).items() if name not in MAY_CHANGE}
-    facts['the checksum of train.bin'] = meta.get('train_crc32')
-    facts['the checksum of the vocabulary'] = zlib.crc32(b''.join(vocabulary.values()))
+    agreed = {name: value for name, value in kept(run).items() if name not in MAY_CHANGE}
+    agreed['the checksum of train.bin'] = meta.get('train_crc32')
+    agreed['the checksum of the vocabulary'] = zlib.crc32(b''.join(vocabulary.values()))
     if checkpoint:
-        facts['the last step'] = checkpoint['step']
-        facts['the checksum of state.pt'] = checkpoint['checksum']
-    check_same_everywhere(facts)
+        agreed['the last step'] = checkpoint['step']
+        agreed['the checksum of state.pt'] = checkpoint['checksum']
+    check_same_everywhere(agreed)
     if checkpoint and checkpoint['data'] != meta.get('train_crc32'):
         raise UserError(f'{run.data_dir} holds other tokens than the run in {run.out_dir} was '
                         'trained on; name the folder that has them (--data_dir=), prepare them as '
@@ -438,7 +449,7 @@ def choose_micro_rows(run, data):
     return rows
 
 
-def trial_loss(batch, rating_ids, device, model, n_rows, dtype):
+def trial_loss(model, batch, n_rows, rating_ids, device, dtype):
     """The loss of n_rows of a batch, of which four have targets, in a pass that teaches nothing: it
     can have the shape of the run's passes, and shows whether what was compiled computes the same.
     """

@@ -755,6 +755,10 @@ def read_texts_meta(folder):
     """
     path = folder / 'meta.json'
     if not path.exists():
+        if any(folder.glob('*.[0-9]*.part')):
+            raise UserError(f'{folder}: a prepare.py was killed while its files took their places, '
+                            'and train.txt and validation.txt may be of two runs; run it again '
+                            'with --source=')
         return {}
     kinds = {'sources': list, 'unit': str, 'floor_bits_per_char': float}
     kinds |= {f'{side}_txt_{what}': int for side in SIDES for what in ('bytes', 'crc32')}

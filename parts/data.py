@@ -51,7 +51,7 @@ class Data:
     """The rows of every step, and those of validation.
 
     steps, steps_per_epoch, steps_per_shard    of the run, of an epoch, of a shard
-    tokens_per_step                            places in the rows of a step; a few stay empty
+    tokens_per_step                            room in the rows of a step; a few stay empty
     row_length, rows_per_step, rows_per_rank   T; the rows of all processes and of each
     tokens, offsets                            the stream of train.bin, where its texts begin
     eos, rating_ids, unrated_id, ratings       `</s>`; start tokens; the ratings that texts have
@@ -95,6 +95,12 @@ class Data:
     def pack_shard(self, epoch, shard):
         """The rows of a shard in random order, each a list of (start, length) in the stream.
 
+        An epoch is a line of all texts in a new order, and a shard is a part of the line. Starts
+        count from the beginning of the stream, line_starts from that of the line.
+
+            the line    | text 7 | text 2     | text 9  | text 4 | …
+            a shard      from_token ├────────────┤ to_token
+
         Rows are not quite full, so there are a few more than the shard's steps take.
         """
         # All shards of an epoch draw the same: the order of the texts, the token at which the epoch
@@ -108,11 +114,11 @@ class Data:
         from_token = begin + shard * self.steps_per_shard * self.tokens_per_step
         n_steps = min(self.steps_per_shard, self.steps_per_epoch - shard * self.steps_per_shard)
         to_token = from_token + n_steps * self.tokens_per_step
-        starts, lengths, places = self.texts(order, from_token, to_token)         # (R,) each
+        starts, lengths, line_starts = self.texts(order, from_token, to_token)    # (R,) each
 
         text, offset, length = cut(lengths, self.row_length, first_cut)           # (P,) each
-        place = places[text] + offset
-        inside = (place + length > from_token) & (place < to_token)
+        line_start = line_starts[text] + offset
+        inside = (line_start + length > from_token) & (line_start < to_token)
         rng = np.random.default_rng((self.seed, epoch, shard))
         chosen = rng.permutation(np.flatnonzero(inside))
         text, offset, length = text[chosen], offset[chosen], length[chosen]
@@ -120,12 +126,11 @@ class Data:
         return [rows[n] for n in rng.permutation(len(rows))]
 
     def texts(self, order, from_token, to_token):
-        """(starts, lengths, places) of the R texts that fill these tokens of an epoch.
+        """(starts, lengths, line_starts) of the R texts that fill these tokens of the line.
 
-        order: of the texts, or of small groups of neighbours where there are more than a million;
-        after the last one comes the first one again. A place is where a text begins in this order.
+        order: of the texts, or of small groups of neighbours where there are more than a million.
         """
-        order = np.tile(order, 2)
+        order = np.tile(order, 2)  # an epoch begins anywhere: after the last comes the first again
         ends = np.cumsum(self.group_lengths[order])           # tokens up to the end of each group
         first = np.searchsorted(ends, from_token, side='right')
         last = np.searchsorted(ends, to_token, side='left')
@@ -156,7 +161,7 @@ class Data:
         asks = run.read_share > 0 and run.arch == 'decoder'
         self.asks_ratings = asks and len(self.ratings) > 1
 
-        self.group_size = -(-self.n_texts // MOST_GROUPS)
+        self.group_size = math.ceil(self.n_texts / MOST_GROUPS)
         self.group_lengths, lengths = self.read_lengths()
         self.chunk_size = run.chunk_size
         self.row_length = row_length(lengths, run.chunk_size)
@@ -226,7 +231,7 @@ def cut(lengths, T, first_cut):
     A text of more than LONG rows has its first cut after first_cut tokens, the others after T.
     """
     first = np.where(lengths > LONG * T, first_cut, T)
-    n_pieces = 1 + np.maximum(0, -(-(lengths - first) // T))
+    n_pieces = 1 + np.maximum(0, lengths - first + T - 1) // T            # rounded up
     text = np.repeat(np.arange(len(lengths)), n_pieces)
     # 0, 1, 2 … within each text
     number = np.arange(len(text)) - np.repeat(np.cumsum(n_pieces) - n_pieces, n_pieces)
@@ -242,26 +247,26 @@ def pack(starts, lengths, opens, T):
     `</s>`; one that does not must begin a row, or it would go on with its neighbour's text.
     """
     rows = []
-    waiting = [[] for _ in range(T + 1)]                      # the pieces of each length
+    starts_of = [[] for _ in range(T + 1)]                    # length → pieces that wait for a row
     for start, length, is_open in zip(starts.tolist(), lengths.tolist(), opens.tolist()):
         if is_open:
-            waiting[length].append(start)
+            starts_of[length].append(start)
         else:
             rows.append([(start, length)])
-    there = [length for length in range(T + 1) if waiting[length]]        # rising
+    lengths_left = [length for length in range(T + 1) if starts_of[length]]       # rising
     n = 0
-    while there or n < len(rows):
+    while lengths_left or n < len(rows):
         if n == len(rows):
             rows.append([])
         room = T - sum(length for _, length in rows[n])
-        k = bisect(there, room)                               # so many of the lengths fit
+        k = bisect(lengths_left, room)                        # so many of the lengths fit
         while k:
-            length = there[k - 1]
-            rows[n].append((waiting[length].pop(), length))
-            if not waiting[length]:
-                del there[k - 1]
+            length = lengths_left[k - 1]
+            rows[n].append((starts_of[length].pop(), length))
+            if not starts_of[length]:
+                del lengths_left[k - 1]
             room -= length
-            k = bisect(there, room)
+            k = bisect(lengths_left, room)
         n += 1
     return rows
 

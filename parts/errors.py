@@ -25,7 +25,10 @@ def print_error(sentence):
     script = Path(sys.argv[0]).name
     if int(os.environ.get('WORLD_SIZE', 1)) > 1:
         script += f' (rank {os.environ.get("RANK")})'
-    print(f'{script}: {" ".join(str(sentence).split())}', file=sys.stderr, flush=True)
+    words = ' '.join(str(sentence).split())
+    # a name in somebody's file may hold what moves the cursor of a terminal
+    shown = ''.join(c if c.isprintable() else '�' for c in words)
+    print(f'{script}: {shown}', file=sys.stderr, flush=True)
 
 
 def run_script(main):

@@ -32,11 +32,11 @@ class Guided:
 
     def read(self, idx, cache):
         """Read idx (B, T) under every start → scores (B, V) of what comes next."""
-        readings = idx.repeat(self.R, 1, 1)                   # (R, B, T)
+        variants = idx.repeat(self.R, 1, 1)                   # (R, B, T)
         if self.log_p is None:                                # the prompt: </s>, its start, text
             for n, rival in enumerate(self.rival_ids, start=1):
-                readings[n, :, 1] = rival
-        for ids in readings.unbind(dim=2):  # (R, B): one token at a time, for log P of each counts
+                variants[n, :, 1] = rival
+        for ids in variants.unbind(dim=2):  # (R, B): one token at a time, for log P of each counts
             if self.log_p is not None:
                 self.log_joint += self.log_p.gather(2, ids[:, :, None])[:, :, 0]
             logits = self.model.read(ids.reshape(-1, 1), cache)           # (R*B, V)

@@ -21,7 +21,10 @@ RANDOM_TABLES = (25.0, 1.0)
 LEARNED_TABLES = (4.0, 0.25)
 
 WEIGHT_DECAY = 0.1  # pull of the matrices to zero, per step and unit of learning rate
-BETA1, BETA2, EPS = 0.9, 0.99, 1e-8  # AdamW's memory of gradients and of their squares
+MOMENTUM = 0.95     # Muon's memory of gradients
+BETA1 = 0.9         # AdamW's memory of gradients
+BETA2 = 0.99        # and of their squares
+EPS = 1e-8          # keeps AdamW from dividing by zero
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -55,8 +58,8 @@ class MuonAdamW(torch.optim.Optimizer):
         state = self.state[params[0]]                         # the stack's, kept under its first
         if not state:
             state['momentum'] = torch.zeros_like(gradients)
-        momentum = state['momentum'].lerp_(gradients, 0.05)
-        direction = gradients.lerp_(momentum, 0.95)           # Nesterov's look ahead
+        momentum = state['momentum'].lerp_(gradients, 1 - MOMENTUM)
+        direction = gradients.lerp_(momentum, MOMENTUM)       # Nesterov's look ahead
         update = orthogonalize(direction, self.dtype).float()
         # as long a step as AdamW's, whose entries are about 0.2 in size (Liu et al. 2025,
         # arXiv:2502.16982)

@@ -225,7 +225,9 @@ def numbered_cells(reader, path, delimiter, quoted):
                 raise UserError(f'line {rows.line_num}: {error}; a text with quotes stands in '
                                 f'quotes, its own doubled') from None
         return
-    with reader.open(path, newline='\n') as file:
+    with reader.open(path, newline='') as file:  # an old Mac ends its lines so; else it is text
+        newline = '\r' if file.readline().endswith('\r') else '\n'
+    with reader.open(path, newline=newline) as file:
         for n, line in enumerate(file, 1):
             yield n, line.rstrip('\r\n').split(delimiter)
 

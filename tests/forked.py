@@ -1,7 +1,8 @@
-"""A script run as `python script.py …` runs it, but two seconds sooner.
+"""A script run as `python script.py …` runs it, but some seconds sooner.
 
-Its process is forked from one that has torch loaded.
+Its process is forked from one that has loaded what takes long.
 """
+import importlib
 import multiprocessing
 import os
 import runpy
@@ -9,6 +10,12 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+# The loading of each takes a tenth of a second or more. (Not huggingface_hub: as it is loaded, it
+# reads which server is the Hub, and tests say which.)
+SLOW = ['torch', 'torch._dynamo', 'torch._inductor.config', 'torch.nn.parallel.distributed',
+        'matplotlib.figure', 'matplotlib.backends.backend_agg', 'safetensors.torch', 'tokenizers',
+        'sentencepiece', 'pyarrow.parquet']
 
 
 def act(script, args, cwd, folder, env):
@@ -24,13 +31,21 @@ def act(script, args, cwd, folder, env):
     sys.stderr = open(2, 'w', encoding='utf-8')
     sys.argv = [str(script), *args]
     sys.path[0] = str(Path(script).parent)
+    for added in filter(None, env.get('PYTHONPATH', '').split(os.pathsep)):
+        sys.path.insert(1, added)
+        shadowed = {file.stem for file in Path(added).glob('*.py')}
+        for name in list(sys.modules):
+            if name.partition('.')[0] in shadowed:
+                del sys.modules[name]             # it was loaded before it was shadowed
+        if Path(added, 'sitecustomize.py').exists():
+            importlib.import_module('sitecustomize')
     runpy.run_path(str(script), run_name='__main__')
 
 
 def run(script, args, cwd, stdin, timeout, env=None):
     """As subprocess.run(text=True, capture_output=True); env is added to the environment."""
     server = multiprocessing.get_context('forkserver')
-    server.set_forkserver_preload(['torch', 'torch._inductor.config', 'matplotlib.figure'])
+    server.set_forkserver_preload(SLOW)
     with tempfile.TemporaryDirectory() as folder:
         for name, content in (('in', stdin), ('out', ''), ('err', '')):
             Path(folder, name).write_text(content, 'utf-8')

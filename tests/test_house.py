@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run
 
 SCRIPTS = {'prepare', 'train', 'eval', 'sample'}
 OURS = {'prepare', 'train', 'eval', 'sample', 'parts', 'model', 'configurator', 'bench'}
@@ -82,16 +82,15 @@ def test_every_line_fits_on_a_page():
 
 def test_one_step_fits_in_the_head(demo, tmp_path):
     """At most 20 functions of ours in 4 files, 300 lines, run in every step of the loop."""
-    words = [sys.executable, 'tests/step_weight.py', '30', 'train.py', f'--data_dir={demo}',
-             f'--out_dir={tmp_path}', '--d_model=32', '--n_layers=1', '--chunk_size=64',
-             '--batch_size=4', '--n_tokens=0.00768', '--eval_tokens=0.001', '--compile=false',
-             '--device=cpu', '--dtype=float32', '--log_interval=1000', '--eval_interval=1000']
-    done = subprocess.run(words, cwd=ROOT, text=True, capture_output=True, timeout=240)
-    assert done.returncode == 0, done.stderr
+    flags = [f'--data_dir={demo}', f'--out_dir={tmp_path}', '--d_model=32', '--n_layers=1',
+             '--chunk_size=64', '--batch_size=4', '--n_tokens=0.00768', '--eval_tokens=0.001',
+             '--compile=false', '--device=cpu', '--dtype=float32', '--log_interval=1000',
+             '--eval_interval=1000']
+    said = run('tests/step_weight.py', '30', 'train.py', *flags).stdout
     figures = re.search(r'(\d+) functions in (\d+) files run in every step: (\d+) lines$',
-                        done.stdout.strip())
+                        said.strip())
     n_functions, n_files, n_lines = map(int, figures.groups())
-    assert n_functions <= 20, done.stdout
-    assert n_files <= 4, done.stdout
-    assert n_lines <= 300, done.stdout
-    assert 'parts/data.py: batch, line' in done.stdout        # what is surely in there was seen
+    assert n_functions <= 20, said
+    assert n_files <= 4, said
+    assert n_lines <= 300, said
+    assert 'parts/data.py: batch, line' in said               # what is surely in there was seen

@@ -398,6 +398,14 @@ def test_a_carriage_return_in_a_raw_table_is_a_space(tmp_path):
     assert sorted(reviews(tmp_path / 'data/r')) == wanted
 
 
+@pytest.mark.parametrize('suffix', ['csv', 'tsv'])
+def test_the_lines_of_an_old_mac_are_lines(suffix, tmp_path):
+    mark = {'csv': ',', 'tsv': '\t'}[suffix]
+    write(tmp_path / f'r.{suffix}', table('r', mark, 'text', 'label').replace('\n', '\r'))
+    works(tmp_path, f'--source=r.{suffix}', '--mode=manual')
+    assert sorted(reviews(tmp_path / 'data/r')) == sorted((i % 3, t) for i, t in enumerate(LINES))
+
+
 def test_tables_that_were_joined_are_read_as_one(tmp_path):
     """The names of the columns stand twice, each time with a BOM. Excel wrote a first line, too."""
     part = '\ufeff' + table('r', ';', 'text', 'label')
@@ -838,6 +846,14 @@ def test_a_run_interrupted_while_it_encodes_leaves_the_texts(tmp_path, signal_nu
     words = ['--data_dir=.', '--mode=manual']
     interrupt(tmp_path, words, 'train.bin.*.part', signal_number)
     assert files_of(tmp_path) == before
+
+
+def test_texts_of_two_runs_are_not_taken_for_those_of_one(tmp_path):
+    """kill -9 came after train.txt had taken its place and before validation.txt had."""
+    for name in (*SIDES.values(), 'validation.txt.4711.part'):
+        write(tmp_path / name, f'1\t{GOOD}\n' * 100)
+    done = run('prepare.py', '--data_dir=.', '--mode=manual', cwd=tmp_path, ok=False)
+    assert 'killed' in done.stderr
 
 
 PEAK_MEMORY = """

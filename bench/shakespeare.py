@@ -1,0 +1,111 @@
+"""Tiny Shakespeare, the field's best known example: nanoGPT's recipe and ours, on one machine.
+
+    python prepare.py --source=shakespeare
+    python -m bench.shakespeare --nanogpt=../nanoGPT
+
+nanoGPT, a checkout that is copied and not changed, trains as its README says for a CPU, then this
+project with each config file and seed. Seconds are from Enter to the prompt: loading, compiling,
+validation and saving are in them. The score is nats per character on the last tenth of the text.
+All models read the same windows of it, as long as their context, and each character has half a
+window or more before it.
+"""
+import pickle
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+from bench.nanogpt_score import load_nanogpt, surprise
+from configurator import configure
+from parts.corpus import read_split
+from parts.errors import UserError, run_script
+from parts.folder import load_model
+from parts.vocabulary import load_vocabulary
+
+nanogpt = ''                       # a checkout of nanoGPT ('': only ours)
+data_dir = 'data/shakespeare'      # what prepare.py wrote
+configs = 'config/shakespeare_small.py,config/shakespeare.py'
+seeds = 3                          # runs of each config file
+flags = ''                         # more of train.py's, as --dtype=float32
+configure(globals())
+
+ROOT = Path(__file__).resolve().parent.parent
+# README.md of nanoGPT, 'I only have a macbook (or other cheap computer)'
+RECIPE = ('config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 '
+          '--log_interval=1 --block_size=64 --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 '
+          '--max_iters=2000 --lr_decay_iters=2000 --dropout=0.0')
+
+
+def main():
+    folder = Path(data_dir)
+    if not (folder / 'manual/meta.json').exists():
+        raise UserError(f'{folder} has no manual/meta.json; python prepare.py --source=shakespeare')
+    train, val = (''.join(text for _, text in read_split(folder / name))
+                  for name in ('train.txt', 'validation.txt'))
+    print(f'{len(val):,} characters of validation; seconds from Enter to the prompt')
+    print(f'{"":32}  context  seconds  nats/character', flush=True)
+    with tempfile.TemporaryDirectory() as work:
+        if nanogpt:
+            seconds, model, to_id = train_nanogpt(Path(work, 'nanogpt'), train + val)
+            print_row('nanoGPT', seconds, model, [to_id[character] for character in val])
+        for config in configs.split(','):
+            for seed in range(seeds):
+                out = Path(work, 'out')
+                shutil.rmtree(out, ignore_errors=True)
+                words = [config, f'--data_dir={folder.resolve()}', f'--out_dir={out}',
+                         f'--seed={seed}', *flags.split()]
+                seconds = run_train(ROOT, words)
+                model, _ = load_model(out)
+                ids = load_vocabulary(out).encode([val])[0]
+                print_row(f'{config}, seed {seed}', seconds, WithLoss(model), ids)
+
+
+def train_nanogpt(folder, text):
+    """(seconds, model, {character: id}) of nanoGPT's recipe, on this text."""
+    source = Path(nanogpt).expanduser()
+    if not (source / 'config/train_shakespeare_char.py').exists():
+        raise UserError(f'nanogpt={nanogpt!r} is no checkout of nanoGPT')
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns('.git', 'out*', 'input.txt'))
+    data = folder / 'data/shakespeare_char'
+    (data / 'input.txt').write_text(text, 'utf-8')
+    subprocess.run([sys.executable, 'prepare.py'], cwd=data, check=True, capture_output=True)
+    seconds = run_train(folder, RECIPE.split())
+    model = load_nanogpt(folder / 'model.py', folder / 'out-shakespeare-char/ckpt.pt')
+    with open(data / 'meta.pkl', 'rb') as file:
+        to_id = pickle.load(file)['stoi']
+    return seconds, model, to_id
+
+
+def run_train(folder, words):
+    """Run the train.py of a folder; returns the seconds from Enter to the prompt."""
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, 'train.py', *words], cwd=folder, text=True,
+                          capture_output=True)
+    if done.returncode:
+        raise UserError(f'train.py {" ".join(words)}: {done.stderr[-1000:]}')
+    return time.perf_counter() - start
+
+
+class WithLoss:
+    """Our model in the form of nanoGPT's: called with targets, it gives (logits, a loss)."""
+
+    def __init__(self, model):
+        self.model = model
+        self.config = SimpleNamespace(block_size=model.config.chunk_size)
+
+    def __call__(self, x, y):
+        return self.model(x), None
+
+
+def print_row(name, seconds, model, ids):
+    nats = surprise(model, torch.tensor(ids)) / (len(ids) - 1)
+    print(f'{name:32}  {model.config.block_size:7}  {seconds:7.0f}  {nats:.4f}', flush=True)
+
+
+if __name__ == '__main__':
+    run_script(main)

@@ -1,0 +1,13 @@
+# Tiny Shakespeare, one id per character.  python prepare.py --source=shakespeare  first.
+data_dir = 'data/shakespeare'
+out_dir = 'out/shakespeare'
+mode = 'manual'
+d_model = 160
+n_layers = 5
+nhead = 2
+batch_size = 8
+epochs = 4            # the million characters come back, each time cut at other places
+n_tokens = 0.8        # million an epoch, of 1.0
+lr = 8e-3             # small models like larger steps
+eval_interval = 400   # a validation reads all characters
+eval_tokens = 0       # all
