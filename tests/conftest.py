@@ -83,12 +83,9 @@ def python(nproc=0):
             f'--nproc_per_node={nproc}']
 
 
-def begin(script, *args, cwd=ROOT, nproc=0, env=None, words=None, **popen):
-    """Start a script of ours and do not wait: a Popen with pipes. Who calls this calls end().
-
-    words: what to put before the script, in place of python(nproc).
-    """
-    words = [*(words or python(nproc)), str(ROOT / script), *args]
+def begin(script, *args, cwd=ROOT, nproc=0, env=None, **popen):
+    """Start a script of ours and do not wait: a Popen with pipes. Who calls this calls end()."""
+    words = [*python(nproc), str(ROOT / script), *args]
     return subprocess.Popen(words, cwd=cwd, env={**os.environ, **(env or {})}, encoding='utf-8',
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                             start_new_session=True, **popen)
@@ -210,8 +207,11 @@ def models(demo, tmp_path_factory):
              'manual': ['--mode=manual', '--n_tokens=0.02']}
 
     def make(out):
-        for name, more in flags.items():
-            run('train.py', f'--data_dir={demo}', f'--out_dir={out / name}', *SMALL, *more)
+        def train(name):
+            run('train.py', f'--data_dir={demo}', f'--out_dir={out / name}', *SMALL, *flags[name])
+
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(train, flags))
 
     return once(tmp_path_factory, 'out', make)
 

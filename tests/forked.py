@@ -16,9 +16,10 @@ from pathlib import Path
 SLOW = ['torch', 'torch._dynamo', 'torch._inductor.config', 'torch.nn.parallel.distributed',
         'matplotlib.figure', 'matplotlib.backends.backend_agg', 'safetensors.torch', 'tokenizers',
         'sentencepiece', 'pyarrow.parquet']
+COMPILED = tempfile.TemporaryDirectory()          # our own modules, for the next process
 
 
-def act(script, args, cwd, folder, env):
+def act(script, args, cwd, folder, env, compiled):
     """In the new process: take on the folder, the streams and the words, and be the script."""
     os.chdir(cwd)
     os.environ.update(env)
@@ -29,6 +30,7 @@ def act(script, args, cwd, folder, env):
     sys.stdin = open(0, encoding='utf-8')
     sys.stdout = open(1, 'w', encoding='utf-8')
     sys.stderr = open(2, 'w', encoding='utf-8')
+    sys.dont_write_bytecode, sys.pycache_prefix = False, compiled
     sys.argv = [str(script), *args]
     sys.path[0] = str(Path(script).parent)
     for added in filter(None, env.get('PYTHONPATH', '').split(os.pathsep)):
@@ -49,7 +51,8 @@ def run(script, args, cwd, stdin, timeout, env=None):
     with tempfile.TemporaryDirectory() as folder:
         for name, content in (('in', stdin), ('out', ''), ('err', '')):
             Path(folder, name).write_text(content, 'utf-8')
-        child = server.Process(target=act, args=(script, args, cwd, folder, env or {}))
+        child = server.Process(target=act, args=(script, args, cwd, folder, env or {},
+                                                  COMPILED.name))
         child.start()
         try:
             child.join(timeout)

@@ -2,8 +2,6 @@
 import json
 import math
 import shutil
-import socket
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -119,33 +117,15 @@ def test_float16_trains_on_a_cpu_too(demo, tmp_path):
 
 # --- several processes ---
 
-def on_two_machines(start, flags):
-    """Run train.py through two torchruns with a process each, as on two machines."""
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
-    torchrun = ['-m', 'torch.distributed.run', '--nnodes=2', '--nproc_per_node=1',
-                '--rdzv_backend=c10d', f'--rdzv_endpoint=127.0.0.1:{port}']
-    machines = [start('train.py', *flags, words=[sys.executable, *torchrun]) for _ in range(2)]
-    for machine in machines:
-        _, error = machine.communicate(timeout=240)
-        assert machine.returncode == 0, error[-3000:]
-
-
-def on_one_machine(start, flags):
-    for done in run_ranks('train.py', flags, flags):
-        assert done.returncode == 0, done.stderr[-3000:]
-
-
-@pytest.mark.parametrize('arch, train_both', [
-    ('decoder', on_two_machines), ('ffn', on_one_machine),
-])
-def test_two_processes_draw_the_curve_of_one(arch, train_both, demo, tmp_path, start):
+@pytest.mark.parametrize('arch', ['decoder', 'ffn'])
+def test_two_processes_draw_the_curve_of_one(arch, demo, tmp_path):
     """The two also take other micro-batches than the one."""
     flags = [f'--data_dir={demo}', *SMALL, f'--arch={arch}', '--n_tokens=0.01', '--log_interval=1',
              '--lr=1e-3', '--eval_interval=4']
     run('train.py', *flags, f'--out_dir={tmp_path / "one"}')
-    train_both(start, [*flags, '--micro_batch=2', f'--out_dir={tmp_path / "two"}'])
+    flags_of_two = [*flags, '--micro_batch=2', f'--out_dir={tmp_path / "two"}']
+    for done in run_ranks('train.py', flags_of_two, flags_of_two):
+        assert done.returncode == 0, done.stderr[-3000:]
     one, two = log(tmp_path / 'one'), log(tmp_path / 'two')
     assert len(one) == len(two) == 19
     for a, b in zip(one, two):
