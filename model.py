@@ -131,7 +131,7 @@ class Block(nn.Module):
         super().__init__()
         self.input_layernorm = RMSNorm(config.d_model, config.eps)
         self.self_attn = Attention(config)
-        self.post_attention_layernorm = RMSNorm(config.d_model, config.eps)
+        self.post_attention_layernorm = RMSNorm(config.d_model, config.eps)   # before the MLP
         self.mlp = SwiGLU(config)
         self.dropout = config.dropout
 
@@ -179,6 +179,7 @@ class Model(nn.Module):
         token_loss = summed_loss(logits, targets)
         if ratings is None:
             return token_loss, torch.zeros_like(token_loss)
+        # logits[..., rating_ids], but its backward pass would fill another (B, T, V) with zeros
         rating_logits = F.linear(x, self.lm_head.weight[rating_ids])      # (B, T, R)
         return token_loss, summed_loss(rating_logits, ratings)
 
@@ -238,10 +239,10 @@ class Decoder(Model):
     def rope(self, position, dtype):
         """Cosine and sine (T, D/2) of the angles by which rotate() turns the heads."""
         D = self.config.d_model // self.config.nhead
-        pair = torch.arange(0, D, 2, device=position.device)
-        # theta^(-pair / D), written with exp() so that torch.compile computes the angles once and
-        # not again in each layer
-        frequency = torch.exp(-math.log(self.config.rope_theta) / D * pair)
+        coordinate = torch.arange(0, D, 2, device=position.device)        # the first of each pair
+        # theta^(-coordinate / D), written with exp() so that torch.compile computes the angles once
+        # and not again in each layer
+        frequency = torch.exp(-math.log(self.config.rope_theta) / D * coordinate)
         angle = position[:, None] * frequency                 # (T, D/2)
         return angle.cos().to(dtype), angle.sin().to(dtype)
 
@@ -396,12 +397,12 @@ def generate(model, idx, max_token, banned=(), **sampling):
     banned = torch.tensor(list(banned), dtype=torch.long, device=idx.device)
     closed = torch.zeros(len(idx), dtype=torch.bool, device=idx.device)
     cache = model.new_cache(len(idx), idx.shape[1] + max_token)
-    logits = model.read(idx, cache)                           # (B, V)
-    for n in range(max_token):
+    for _ in range(max_token):
+        logits = model.read(idx, cache)                       # (B, V)
         ids = sample_ids(logits.index_fill(1, banned, -math.inf), **sampling)
         ids = ids.masked_fill(closed, eos)
         yield ids
         closed |= ids == eos
-        if closed.all() or n == max_token - 1:
+        if closed.all():
             return
-        logits = model.read(ids[:, None], cache)
+        idx = ids[:, None]                                    # (B, 1)

@@ -34,6 +34,7 @@ from parts.corpus import (
     clean_copy,
     encode_file,
     find_source,
+    finish_renames,
     new_files,
     read_texts_meta,
     refuse_to_overwrite,
@@ -182,6 +183,7 @@ def take_texts():
     """
     texts = Path(data_dir).expanduser()
     folder = Path(output_dir or data_dir).expanduser()
+    finish_renames(texts)
     for name in SIDES.values():
         if not (texts / name).exists():
             raise UserError(f'{texts} has not both of train.txt and validation.txt; '
@@ -200,6 +202,8 @@ def claim(folder, names, sources):
     another is there, or files that it must not write over.
     """
     lock_folder(folder)
+    finish_renames(folder)
+    finish_renames(folder / mode)
     refuse_to_overwrite(folder, names, sources)
     refuse_to_overwrite(folder / mode, TOKEN_FILES, [])
 

@@ -1,9 +1,9 @@
 """Train a model on the tokens that prepare.py wrote: one loop for a laptop, a GPU, or many.
 
-    python train.py config/demo.py                                     one process, CPU or GPU
-    torchrun --standalone --nproc_per_node=4 train.py config/kr3.py    four GPUs, the same steps
-    python train.py --out_dir=out/demo --init_from=resume              go on where a run stopped
-    python train.py --init_from=out/kr3 --data_dir=data/mine_kr3 --out_dir=out/mine_kr3 fine-tune
+    python train.py config/demo.py                                     # one process, CPU or GPU
+    torchrun --standalone --nproc_per_node=4 train.py config/kr3.py    # four GPUs, the same steps
+    python train.py --out_dir=out/demo --init_from=resume              # go on where a run stopped
+    python train.py --init_from=out/kr3 --data_dir=data/mine --out_dir=out/mine    # fine-tune
 
     train.bin → shuffled texts → rows (R, T) → batch (B, T) of step s → loss → gradients → optimizer
     → out_dir/
@@ -32,6 +32,7 @@ from parts.checkpoint import (
     save_checkpoint,
     set_aside,
     start_log,
+    sweep,
 )
 from parts.corpus import RATING_NAMES, check_texts
 from parts.data import Data, read_meta
@@ -74,7 +75,7 @@ chunk_size = 256       # longest row in tokens, and how far attention looks back
 dropout = 0.0          # share of activations dropped in training; 0.1 where data is repeated often
 # --- optimizer ---
 batch_size = 16        # a step reads batch_size * chunk_size tokens, over all processes together
-micro_batch = 0        # rows per forward pass of one process, to fit its memory (0: its share)
+micro_batch = 0        # like batch_size, for one pass of one process (0: its whole share)
 epochs = 1             # passes over the data
 n_tokens = 0.0         # million tokens per epoch, each time another random part (0: all there are)
 read_share = 0.7       # share of the rows where the rating is hidden and asked for at the end
@@ -134,8 +135,8 @@ def main():
     if not checkpoint:
         run.eval_interval, run.eval_tokens = validation_plan(run, data)
     val_rows = data.validation_rows(run.eval_tokens * 1e6 or math.inf)
-    eval_interval = run.eval_interval or max(1, data.steps // 10)
-    log_interval = run.log_interval or max(1, data.steps // 40)
+    validate_every = run.eval_interval or max(1, data.steps // 10)
+    log_every = run.log_interval or max(1, data.steps // 40)
 
     # --- model ---
     model = (base or new_model(run, data, meta, checkpoint)).to(device)
@@ -144,25 +145,9 @@ def main():
     seconds, warm_start = first_weights(model, run, data, base, checkpoint)
     best = checkpoint['best'] if checkpoint else math.inf  # the lowest validation loss
     dtype, compiled, peak = choose_computation(model, run, data, device)
-
-    def trial(network, n_rows):  # a pass that teaches nothing
-        return trial_loss(network, data.batch(step), n_rows, rating_ids, device, dtype)
-
-    if compiled:
-        # four rows alone need little memory; but dropout draws by the number of rows
-        plain_rows = micro_rows if run.dropout else min(4, micro_rows)
-        compiled, dtype = compile_and_check(
-            model, lambda: trial(model, plain_rows), lambda: trial(model, micro_rows),
-            dtype, device)
+    network, dtype, compiled = make_network(
+        model, data.batch(step), rating_ids, micro_rows, dtype, compiled, device)
     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-    parallel = model
-    if world_size > 1:
-        devices = [device.index] if device.type == 'cuda' else None
-        parallel = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
-        # DDP moves its buffers after the first pass, which changes the order of three summands. A
-        # resumed run must not be the only one to do it, so every run makes a pass for nothing.
-        trial(parallel, micro_rows).backward()
-        model.zero_grad(set_to_none=True)
 
     # --- optimizer ---
     table_decay = run.table_decay / data.steps_per_epoch
@@ -174,13 +159,13 @@ def main():
         optimizer.load_state_dict(checkpoint['optimizer'])
         scaler.load_state_dict(checkpoint['scaler'])
 
-    # --- the log, and what every state.pt of this run says alike ---
+    # --- the log, and what every state.pt of this run has alike ---
     wandb_run = None
     if rank == 0:
         start_log(out, step)
         wandb_run = start_wandb(run, out, checkpoint)
     checkpoint = None  # all of it is in use by now: let the memory go
-    fixed = {
+    unchanging = {
         'settings': kept(run),
         'device': device.type,
         'dtype': str(dtype).removeprefix('torch.'),
@@ -196,14 +181,14 @@ def main():
     flops_per_token = matmul_flops(model, data.row_length)
     first_step, first_seconds = step, seconds                 # for the speed, tokens a second
     loss_sum = torch.zeros((), device=device)                 # of the steps since the last log
-    steps_since_log = 0
+    logged_step = step
     stopping = False
     clock = time.perf_counter()
     while step < data.steps and not stopping:
         lr = get_lr(step, data.steps, run.lr)
         for group in optimizer.param_groups:
             group['lr'] = lr * group['lr_mult']
-        if run.dropout:  # what is dropped is a function of these three; ints hash alike everywhere
+        if run.dropout:  # what is dropped is a function of these three
             torch.manual_seed(hash((run.seed, step, rank)))
 
         # --- forward and backward, some rows at a time where memory is short ---
@@ -211,10 +196,10 @@ def main():
         for first in range(0, data.rows_per_rank, micro_rows):
             end = first + micro_rows
             if world_size > 1:  # the processes add up their gradients once a step, at its end
-                parallel.require_backward_grad_sync = end == data.rows_per_rank
+                network.require_backward_grad_sync = end == data.rows_per_rank
             x, y, ratings = batch.rows(first, end, device)    # (B, T) each
             with autocast:
-                token_loss, rating_loss = parallel(x, y, ratings, rating_ids)
+                token_loss, rating_loss = network(x, y, ratings, rating_ids)
             # the mean over all targets of the step, whichever process and pass they are in
             loss = (token_loss + RATING_WEIGHT * rating_loss) / batch.n_targets
             # DDP averages over processes, and we want the sum: hence * world_size
@@ -228,20 +213,19 @@ def main():
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
         step += 1
-        steps_since_log += 1
 
         # --- stop? All processes after the same step ---
-        # (GPUs ask each other at every eighth only: who waits for the answer gives them no work.)
+        # (On GPUs only after every eighth: waiting for the answer would leave them idle.)
         if world_size == 1:
             stopping = stop.signal > 0
         elif device.type != 'cuda' or step % 8 == 0:
             stopping = on_any_rank(stop.signal, device)
 
         # --- now and then: log, validate, save ---
-        validating = step == data.steps or step % eval_interval == 0
-        if not (validating or stopping or step % log_interval == 0):
+        validating = step == data.steps or step % validate_every == 0
+        if not (validating or stopping or step % log_every == 0):
             continue
-        train_loss = all_reduce(loss_sum / steps_since_log).item()
+        train_loss = all_reduce(loss_sum / (step - logged_step)).item()
         seconds += time.perf_counter() - clock
         val_loss = None
         if validating:
@@ -253,22 +237,20 @@ def main():
         if rank == 0:
             row = log_row(data, step, seconds, train_loss, val_loss, lr)
             speed = (step - first_step) * data.tokens_per_step / (seconds - first_seconds)
-            print_row(row, data, speed, flops_per_token * speed / peak)
-            append_log(out, row)
-            if wandb_run:
-                wandb_run.log({name: value for name, value in row.items() if value is not None})
+            write_log(out, row, data, speed, flops_per_token * speed / peak, wandb_run)
             if validating and run.show:
                 show_texts(model, data, run, device)
             if is_best:  # the model folder: the best so far on validation
                 save_best(out, model, run, data, {**meta, **origin}, row)
             if validating or stopping:  # state.pt: the last step, all that resuming needs
+                # the last update may have spoiled what the loss has not seen yet
                 check_finite(out, step, lr, *[p.sum().item() for p in model.parameters()])
-                save_checkpoint(out, {**fixed, 'model': model.state_dict(),
+                save_checkpoint(out, {**unchanging, 'model': model.state_dict(),
                                       'optimizer': optimizer.state_dict(),
                                       'scaler': scaler.state_dict(),
                                       'step': step, 'best': best, 'seconds': seconds})
         loss_sum.zero_()
-        steps_since_log = 0
+        logged_step = step
         clock = time.perf_counter()
 
     # --- the end ---
@@ -287,7 +269,8 @@ def main():
 def begin_or_go_on(settings, out):
     """(the settings, None) to begin; (the run's settings, its last state) to go on."""
     auto = settings.init_from == 'auto'
-    if settings.init_from != 'resume' and not (auto and has_checkpoint(out)):
+    goes_on = settings.init_from == 'resume' or (auto and has_checkpoint(out))
+    if not goes_on:
         if not auto and (has_checkpoint(out) or (out / 'model.safetensors').exists()):
             raise UserError(f'{out} already holds a run; go on with it (--init_from=resume), '
                             'or name another --out_dir')
@@ -305,10 +288,11 @@ def begin_or_go_on(settings, out):
 
 
 def claim_folder(out, begins):
-    """Lock the folder. Where a run begins, a model without a state, of a run that was killed in its
-    first save, is set aside and not written over.
+    """Lock the folder. A run that was killed in its first save left a model without a state; where
+    --init_from=auto begins anew there, that model is renamed and not written over.
     """
     lock_folder(out)
+    sweep(out)
     model_file = out / 'model.safetensors'
     if begins and model_file.exists():
         print0(f'{model_file} has no state.pt to go on from; it is now {set_aside(model_file)}')
@@ -449,16 +433,43 @@ def choose_micro_rows(run, data):
     return rows
 
 
-def trial_loss(model, batch, n_rows, rating_ids, device, dtype):
-    """The loss of n_rows of a batch, of which four have targets, in a pass that teaches nothing: it
-    can have the shape of the run's passes, and shows whether what was compiled computes the same.
+def make_network(model, batch, rating_ids, micro_rows, dtype, compiled, device):
+    """What the loop calls in place of the model: the same one, compiled where that pays, inside of
+    DistributedDataParallel where there are several processes.
+
+    batch: that of the first step. Returns (network, dtype, whether it is compiled).
+    """
+    def trial(network, n_rows):
+        return trial_loss(network, batch, n_rows, rating_ids, dtype, device)
+
+    if compiled:
+        # Four rows would do for the plain pass, and need little memory. But with dropout, what is
+        # dropped depends on the number of rows, so both passes need the same.
+        plain_rows = micro_rows if model.config.dropout else min(4, micro_rows)
+        compiled, dtype = compile_and_check(
+            model, lambda: trial(model, plain_rows), lambda: trial(model, micro_rows),
+            dtype, device)
+    if world_size == 1:
+        return model, dtype, compiled
+    devices = [device.index] if device.type == 'cuda' else None
+    network = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+    # After its first pass DDP arranges its buffers anew, and sums over several processes may then
+    # differ in the last bit. So every run makes that pass before its first step, resumed or not.
+    trial(network, micro_rows).backward()
+    model.zero_grad(set_to_none=True)
+    return network, dtype, compiled
+
+
+def trial_loss(network, batch, n_rows, rating_ids, dtype, device):
+    """The loss of n_rows of a batch in a pass that teaches nothing. Only four of them have targets,
+    so that passes of four rows and of more compute the same.
     """
     x, y, ratings = batch.rows(0, n_rows, device)
     few = torch.arange(n_rows, device=device)[:, None] < 4    # (B, 1)
     y, ratings = y.where(few, -1), ratings.where(few, -1)
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        token_loss, rating_loss = model(x, y, ratings, rating_ids)
-    # of a row: that of a token is too small a number for float16
+        token_loss, rating_loss = network(x, y, ratings, rating_ids)
+    # divided by four rows, not by all their tokens: float16 would round that to zero
     return (token_loss + RATING_WEIGHT * rating_loss) / 4
 
 
@@ -533,8 +544,18 @@ def log_row(data, step, seconds, train_loss, val_loss, lr):
     }
 
 
+def write_log(out, row, data, speed, share_of_peak, wandb_run):
+    """A log_row() to the screen, to log.csv and to Weights & Biases. speed: tokens a second."""
+    print_row(row, data, speed, share_of_peak)
+    append_log(out, row)
+    if wandb_run:
+        wandb_run.log({name: value for name, value in row.items() if value is not None})
+
+
 def print_row(row, data, speed, share_of_peak):
-    """The same for the screen. speed: tokens a second."""
+    """The training loss is the higher one where ratings are hidden (read_share): in validation they
+    are not.
+    """
     validation = ''
     if row['val_loss'] is not None:
         bits = row['bits_per_char']

@@ -38,9 +38,9 @@ def init_from_bigrams(model, tokens):
     # unit vector: coordinate 0 is for log P(j), coordinates 2 and up for the PMI, and coordinate 1
     # is what is missing to length 1.
     length = predecessor.norm(dim=1, keepdim=True)
-    typical = length[length >= length.max() / 100].quantile(0.9)
-    scale = PMI_SIZE / (typical + 1e-9)
-    shorter = (PMI_SIZE / scale / length).clamp(max=1)        # for the longest tenth
+    typical = length[length >= length.max() / 100].quantile(0.9) + 1e-9
+    scale = PMI_SIZE / typical
+    shorter = (typical / length).clamp(max=1)                 # for the longest tenth
     pmi_part = scale * shorter * predecessor
     filling = (1 - UNIGRAM_SIZE ** 2 - pmi_part.square().sum(dim=1)).clamp(min=0).sqrt()
 
@@ -71,6 +71,7 @@ def factor_bigrams(tokens, V, C):
     Returns predecessor (V, rank), successor (V, rank), log P (V,). A pair has the weight
     √(P(i) P(j)), so that frequent pairs are fitted best.
     """
+    # ids are below 2^16, so i * V + j fits into 32 bits
     pairs, n = np.unique(tokens[:-1].astype(np.uint32) * np.uint32(V) + tokens[1:],
                          return_counts=True)
     pairs = torch.from_numpy(pairs.astype(np.int64))

@@ -115,9 +115,13 @@ def lock_folder(folder):
                             'wait for it, or name another folder') from None
         print0(f'{folder} is on a disk that knows no locks ({error.strerror}); '
                'see that no other run writes to it')
-    for left_over in folder.glob('*.[0-9]*.part'):  # of a process that was killed
-        left_over.unlink(missing_ok=True)
     LOCKS.append(lock)  # a file that nobody holds is closed, and its lock is open
+
+
+def sweep(folder):
+    """Remove what a killed process left unfinished in a folder that this one has locked."""
+    for part in folder.glob('*.[0-9]*.part'):
+        part.unlink(missing_ok=True)
 
 
 # --- state.pt ---

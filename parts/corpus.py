@@ -24,14 +24,14 @@ import zlib
 from collections import Counter, deque
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 
-from parts.checkpoint import atomic_write, part_of, read_json
+from parts.checkpoint import atomic_write, part_of, read_json, sweep
 from parts.errors import UserError
 from parts.readers import (
     FILE_TYPES,
@@ -689,16 +689,19 @@ class Floor:
 
 # --- a folder of texts ---
 
+RENAMES = 'renames.json'  # while files take their places: {where a file is: its name}
+
+
 @contextmanager
 def new_files(folder):
     """Write files that appear in a folder together or not at all: create(name) opens one.
 
     They are written beside their places, flushed to the disk, then renamed. meta.json goes first
-    and comes last, so whoever finds it finds all that it speaks of. Ctrl-C waits for that.
+    and comes last, so whoever finds it finds all that it speaks of. Ctrl-C waits for that; what
+    kill -9 leaves undone, finish_renames() does.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for part in folder.glob('*.[0-9]*.part'):  # of a process that was killed; none is at work here
-        part.unlink()
+    sweep(folder)
     names = []
     try:
         with ExitStack() as files:
@@ -714,9 +717,11 @@ def new_files(folder):
                 file.flush()
                 os.fsync(file.fileno())  # the renames must not reach the disk before the bytes do
         with signals_ignored():
+            plan = {part_of(folder / name).name: name for name in sorted(names, key=is_meta)}
+            with atomic_write(folder / RENAMES, 'wb') as file:
+                file.write(to_json(plan))
             (folder / 'meta.json').unlink(missing_ok=True)
-            for name in sorted(names, key=is_meta):
-                os.replace(part_of(folder / name), folder / name)
+            finish_renames(folder)
     finally:
         for name in names:
             part_of(folder / name).unlink(missing_ok=True)
@@ -724,6 +729,21 @@ def new_files(folder):
 
 def is_meta(name):
     return name == 'meta.json'
+
+
+def finish_renames(folder):
+    """Do what is left of new_files()'s renames: after a kill in their midst, train.txt would be of
+    one run and validation.txt of another.
+    """
+    path = folder / RENAMES
+    if not path.exists():
+        return
+    for part, name in read_json(path).items():
+        # the folder may come from somebody else: nothing outside it is touched
+        if '/' not in part and re.fullmatch(r'[0-9]+\.part', part.removeprefix(f'{name}.')):
+            with suppress(FileNotFoundError):                 # it was done before
+                os.replace(folder / part, folder / name)
+    path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -755,10 +775,6 @@ def read_texts_meta(folder):
     """
     path = folder / 'meta.json'
     if not path.exists():
-        if any(folder.glob('*.[0-9]*.part')):
-            raise UserError(f'{folder}: a prepare.py was killed while its files took their places, '
-                            'and train.txt and validation.txt may be of two runs; run it again '
-                            'with --source=')
         return {}
     kinds = {'sources': list, 'unit': str, 'floor_bits_per_char': float}
     kinds |= {f'{side}_txt_{what}': int for side in SIDES for what in ('bytes', 'crc32')}

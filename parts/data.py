@@ -67,13 +67,13 @@ class Data:
         rows = self.shard(epoch, shard)[first:first + self.rows_per_step]
         n_targets = sum(length for row in rows for _, length in row)
 
-        first = self.rank * self.rows_per_rank                # this process has a slice of them
-        end = first + self.rows_per_rank
-        x, y = fill(self.tokens, rows[first:end], self.row_length, self.eos)
+        mine = self.rank * self.rows_per_rank                 # this process has a slice of them
+        end = mine + self.rows_per_rank
+        x, y = fill(self.tokens, rows[mine:end], self.row_length, self.eos)
         ratings = torch.full_like(y, -1)
         if self.asks_ratings:
             # the rows that ask are this share of all rows, evenly spread
-            number = step * self.rows_per_step + np.arange(first, end)
+            number = step * self.rows_per_step + np.arange(mine, end)
             asks = np.floor((number + 1) * self.read_share) > np.floor(number * self.read_share)
             asks = torch.from_numpy(asks)
             x, ratings = hide_ratings(x, y, asks, self.eos, self.rating_ids, self.unrated_id)
@@ -95,30 +95,29 @@ class Data:
     def pack_shard(self, epoch, shard):
         """The rows of a shard in random order, each a list of (start, length) in the stream.
 
-        An epoch is a line of all texts in a new order, and a shard is a part of the line. Starts
-        count from the beginning of the stream, line_starts from that of the line.
+        An epoch is a queue of all texts in a new order, and a shard is a part of the queue. Starts
+        count from the beginning of the stream, queue_starts from that of the queue.
 
-            the line    | text 7 | text 2     | text 9  | text 4 | …
+            the queue   | text 7 | text 2     | text 9  | text 4 | …
             a shard      from_token ├────────────┤ to_token
 
-        Rows are not quite full, so there are a few more than the shard's steps take.
+        Rows are not quite full, so there are a few more than the shard's steps take. They are left
+        out, other ones in each epoch.
         """
-        # All shards of an epoch draw the same: the order of the texts, the token at which the epoch
-        # begins (of one long text, a part is then another one every time), and a long text's first
-        # cut (so that what had little before it has much the next time).
+        # the same in all shards of an epoch:
         rng = np.random.default_rng((self.seed, epoch))
-        order = rng.permutation(len(self.group_lengths))
-        begin = rng.integers(len(self.tokens))
-        first_cut = rng.integers(2, self.row_length + 1)
+        order = rng.permutation(len(self.group_lengths))      # of the texts
+        begin = rng.integers(len(self.tokens))                # where in the queue the epoch begins
+        first_cut = rng.integers(2, self.row_length + 1)      # how long a long text's first row is
 
         from_token = begin + shard * self.steps_per_shard * self.tokens_per_step
         n_steps = min(self.steps_per_shard, self.steps_per_epoch - shard * self.steps_per_shard)
         to_token = from_token + n_steps * self.tokens_per_step
-        starts, lengths, line_starts = self.texts(order, from_token, to_token)    # (R,) each
+        starts, lengths, queue_starts = self.texts(order, from_token, to_token)    # (R,) each
 
         text, offset, length = cut(lengths, self.row_length, first_cut)           # (P,) each
-        line_start = line_starts[text] + offset
-        inside = (line_start + length > from_token) & (line_start < to_token)
+        queue_start = queue_starts[text] + offset
+        inside = (queue_start + length > from_token) & (queue_start < to_token)
         rng = np.random.default_rng((self.seed, epoch, shard))
         chosen = rng.permutation(np.flatnonzero(inside))
         text, offset, length = text[chosen], offset[chosen], length[chosen]
@@ -126,7 +125,7 @@ class Data:
         return [rows[n] for n in rng.permutation(len(rows))]
 
     def texts(self, order, from_token, to_token):
-        """(starts, lengths, line_starts) of the R texts that fill these tokens of the line.
+        """(starts, lengths, queue_starts) of the R texts that fill these tokens of the queue.
 
         order: of the texts, or of small groups of neighbours where there are more than a million.
         """
@@ -139,8 +138,8 @@ class Data:
         texts = texts[texts < self.n_texts]
         starts = self.offsets[texts].astype(np.int64)
         lengths = self.offsets[texts + 1].astype(np.int64) - starts
-        begin = ends[first] - self.group_lengths[order[first]]
-        return starts, lengths, begin + np.cumsum(lengths) - lengths
+        first_start = ends[first] - self.group_lengths[order[first]]
+        return starts, lengths, first_start + np.cumsum(lengths) - lengths
 
     # --- before the first step ---
 
@@ -204,7 +203,7 @@ class Data:
         n_texts = max(1, min(n_texts, len(offsets) - 1))
         offsets = np.array(offsets[:n_texts + 1]).astype(np.int64)
         text, offset, length = cut(np.diff(offsets), self.chunk_size, self.chunk_size)
-        inside = offset < most_tokens                         # one text may be longer than asked
+        inside = offset < most_tokens                         # a single text may be longer
         text, offset, length = text[inside], offset[inside], length[inside]
         return pack(offsets[text] + offset, length, offset == 0, self.chunk_size)
 
@@ -240,16 +239,16 @@ def cut(lengths, T, first_cut):
     return text, offset, end - offset
 
 
-def pack(starts, lengths, opens, T):
+def pack(starts, lengths, begins_text, T):
     """Pieces (P,) of up to T tokens, side by side in rows of T: [[(start, length), …], …].
 
-    A row takes the longest piece that still fits, then again. opens: whether a piece begins with
-    `</s>`; one that does not must begin a row, or it would go on with its neighbour's text.
+    A row takes the longest piece that still fits, then again. begins_text: whether a piece begins
+    with `</s>`; one that does not must begin a row, or it would go on with its neighbour's text.
     """
     rows = []
     starts_of = [[] for _ in range(T + 1)]                    # length → pieces that wait for a row
-    for start, length, is_open in zip(starts.tolist(), lengths.tolist(), opens.tolist()):
-        if is_open:
+    for start, length, begins in zip(starts.tolist(), lengths.tolist(), begins_text.tolist()):
+        if begins:
             starts_of[length].append(start)
         else:
             rows.append([(start, length)])

@@ -848,12 +848,42 @@ def test_a_run_interrupted_while_it_encodes_leaves_the_texts(tmp_path, signal_nu
     assert files_of(tmp_path) == before
 
 
-def test_texts_of_two_runs_are_not_taken_for_those_of_one(tmp_path):
-    """kill -9 came after train.txt had taken its place and before validation.txt had."""
-    for name in (*SIDES.values(), 'validation.txt.4711.part'):
-        write(tmp_path / name, f'1\t{GOOD}\n' * 100)
-    done = run('prepare.py', '--data_dir=.', '--mode=manual', cwd=tmp_path, ok=False)
-    assert 'killed' in done.stderr
+# Kills the process after some of its files have taken their places.
+KILLED_AS_FILES_APPEAR = """
+import os
+
+def replace(source, target):
+    if str(target).endswith('LAST'):
+        os.kill(os.getpid(), 9)
+    rename(source, target)
+
+rename, os.replace = os.replace, replace
+"""
+
+
+@pytest.mark.parametrize('last', ['validation.txt', 'val.bin'])
+def test_killed_as_its_files_appear_the_next_one_brings_the_rest(tmp_path, last):
+    write(tmp_path / 'r.txt', '\n'.join(LINES))
+    works(tmp_path, '--source=r.txt', '--mode=manual')
+    write(tmp_path / 'r.txt', '\n'.join(f'{text} 다시' for text in LINES))
+    write(tmp_path / 'kill/sitecustomize.py', KILLED_AS_FILES_APPEAR.replace('LAST', last))
+    words = ['--source=r.txt', '--mode=manual']
+    run('prepare.py', *words, cwd=tmp_path, status=-signal.SIGKILL,
+        env={'PYTHONPATH': str(tmp_path / 'kill')})
+    works(tmp_path, '--data_dir=data/r', '--mode=manual')
+    assert {text for _, text in reviews(tmp_path / 'data/r')} == {f'{text} 다시' for text in LINES}
+    works(tmp_path, *words)
+    assert not list(tmp_path.rglob('*.part')) + list(tmp_path.rglob('renames.json'))
+
+
+def test_a_plan_of_somebody_else_moves_nothing_out_of_its_folder(tmp_path):
+    for name in SIDES.values():
+        write(tmp_path / 'own' / name, ''.join(SPLIT))
+    write(tmp_path / 'bashrc', 'mine')
+    write(tmp_path / 'own/x', 'harm')
+    write(tmp_path / 'own/renames.json', json.dumps({'x': '../bashrc', '../bashrc.1.part': 'x'}))
+    works(tmp_path, '--data_dir=own', '--mode=manual')
+    assert (tmp_path / 'bashrc').read_text() == 'mine'
 
 
 PEAK_MEMORY = """
