@@ -1081,11 +1081,17 @@ def map_ordered(function, items, *first):
     Python's threads share one interpreter, so processes do the work. More than eight would wait for
     the one that reads the items and writes the results.
     """
+    items = iter(items)
+    begun = list(islice(items, 2))
+    if len(begun) < 2:  # to begin a process would take longer than the work
+        for item in begun:
+            yield function(*first, item)
+        return
     n_processes = min(count_cores(), 8)
     pool = ProcessPoolExecutor(n_processes, initializer=begin_worker, initargs=(function, first))
     waiting = deque()
     try:
-        for item in items:
+        for item in chain(begun, items):
             with signals_ignored():  # a process that begins now ignores Ctrl-C from the start
                 waiting.append(pool.submit(work, item))
             if len(waiting) > 2 * n_processes:

@@ -125,6 +125,7 @@ def known_ratings(model, eos, start_ids):
     *shares, _ = logits.float().softmax(dim=0).tolist()
     return [n for n, share in enumerate(shares) if share > KNOWN_SHARE]
 
+
 def rating_log_probs(model, texts, rating_ids, batch_tokens=8192):
     """(N, R) in nats for N texts and R ratings. The softmax of a row is P(rating | text).
 

@@ -271,6 +271,13 @@ def test_the_device_of_a_run_that_goes_on_is_the_one_it_found(unfinished):
     run('train.py', *flags, '--device=cpu')
 
 
+def test_the_format_of_a_run_that_goes_on_is_not_measured_again(unfinished):
+    """A clock must not change the run."""
+    change_state(unfinished, settings={'dtype': 'auto'}, dtype='bfloat16')
+    said = run('train.py', f'--out_dir={unfinished}', '--init_from=resume').stdout
+    assert 'in bfloat16' in said
+
+
 def test_data_that_were_moved_are_named_and_the_run_goes_on(unfinished, models, demo, tmp_path):
     moved = shutil.copytree(demo, tmp_path / 'moved')
     change_state(unfinished, settings={'data_dir': str(tmp_path / 'gone')})
