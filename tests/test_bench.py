@@ -128,6 +128,7 @@ def test_long_texts_and_topics_are_left_out_of_training_alone(tmp_path):
                f'--output_dir={tmp_path / "shift"}').stdout
 
 
+@pytest.mark.long
 def test_a_corpus_is_repeated_and_watched(demo, tmp_path):
     said = bench('two_billion', f'--data_dir={demo}', f'--output_dir={tmp_path}', '--times=3',
                  '--d_model=32', '--n_layers=1', '--n_tokens=0.05', '--epochs=2', '--batch_size=8')

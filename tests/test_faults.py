@@ -84,7 +84,6 @@ def kill_after_a_save(running, folder, delay):
 
 
 @pytest.mark.parametrize('arch, nproc, kills', [
-    ('decoder', 0, 1),
     ('ffn', 0, 1),
     ('decoder', 2, 1),
     pytest.param('decoder', 4, 3, marks=long),
@@ -173,8 +172,7 @@ def test_where_one_process_dies_the_others_end_and_one_goes_on(demo, tmp_path, s
 ignore_interrupts = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
 
 
-@pytest.mark.parametrize('nproc, number', [(0, signal.SIGTERM), (0, signal.SIGINT),
-                                           (2, signal.SIGINT)])
+@pytest.mark.parametrize('nproc, number', [(0, signal.SIGTERM), (2, signal.SIGINT)])
 def test_asked_to_stop_it_saves_and_says_how_to_go_on(nproc, number, demo, tmp_path, start):
     """Also where SIGINT was ignored as it began."""
     out = tmp_path / 'two words'

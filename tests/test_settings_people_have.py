@@ -6,7 +6,7 @@ person forces nothing.
 import shutil
 
 import pytest
-from conftest import ROOT, last_weights, log, run, same
+from conftest import ROOT, last_weights, log, run, run_ranks, same
 from safetensors.torch import load_file
 
 needs_compiler = pytest.mark.skipif(not shutil.which('g++'),
@@ -35,16 +35,18 @@ def plain(demo, tmp_path_factory):
 
 @needs_compiler
 def test_two_compiled_processes_draw_the_curve_of_one(plain, demo, tmp_path):
-    flags = [f'--data_dir={demo}', *SIZES, '--device=cpu']    # one GPU would not do for two
-    said = run('train.py', *flags, '--compile=true', '--dtype=float32', f'--out_dir={tmp_path}',
-               nproc=2).stdout
-    assert_compiled(said)
+    flags = [f'--data_dir={demo}', *SIZES, '--compile=true', '--dtype=float32', '--device=cpu',
+             f'--out_dir={tmp_path}']                         # one GPU would not do for two
+    done = run_ranks('train.py', flags, flags)
+    assert [each.returncode for each in done] == [0, 0], done[0].stderr[-3000:]
+    assert_compiled(done[0].stdout)
     for a, b in zip(log(tmp_path), log(plain), strict=True):
         assert float(a['train_loss']) == pytest.approx(float(b['train_loss']), rel=1e-3)
     names = set(load_file(tmp_path / 'model.safetensors'))
     assert names == set(load_file(plain / 'model.safetensors'))  # no prefix of a compiler's
 
 
+@pytest.mark.long
 @needs_compiler
 def test_a_compiled_run_that_is_resumed_is_the_one_that_never_stopped(demo, tmp_path):
     """To the last bit, with two threads, dropout, and the format that is fastest here."""

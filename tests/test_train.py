@@ -104,12 +104,12 @@ def test_a_model_that_was_not_asked_for_ratings_is_not_said_to_read(demo, models
 
 def test_float16_trains_on_a_cpu_too(demo, tmp_path):
     """Some steps overflow at first. The loss scale comes down, and the run learns as in float32."""
-    flags = [f'--data_dir={demo}', *SMALL, '--batch_size=2', '--n_tokens=0.0025',
+    flags = [f'--data_dir={demo}', *SMALL, '--batch_size=2', '--n_tokens=0.0015',
              '--eval_interval=100']
     losses = {}
     for dtype in ('float16', 'float32'):
         run('train.py', *flags, f'--dtype={dtype}', f'--out_dir={tmp_path / dtype}')
-        losses[dtype] = validated(tmp_path / dtype)[19]
+        losses[dtype] = validated(tmp_path / dtype)[11]
     assert losses['float16'] == pytest.approx(losses['float32'], rel=0.02)
     state = torch.load(tmp_path / 'float16/state.pt', weights_only=True)
     assert 0 < state['scaler']['scale'] <= 2 ** 16
