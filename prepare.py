@@ -128,7 +128,7 @@ def fitting_flags(n_tokens):
     """
     if n_tokens < 100_000:
         return ['--n_layers=4', '--d_model=128', '--chunk_size=128', '--batch_size=8', '--lr=8e-3',
-                '--epochs=8']
+                '--epochs=5', '--dropout=0.2']
     if n_tokens < 1_500_000:
         return ['--n_layers=5', '--d_model=160', '--batch_size=8', '--lr=8e-3', '--epochs=4']
     if n_tokens < 5_000_000:

@@ -51,7 +51,7 @@ WILD = [
 ]
 SIDES = {'train': 'train.txt', 'val': 'validation.txt'}
 # what train.py is told of a text as small as those here
-FITTING = '--n_layers=4 --d_model=128 --chunk_size=128 --batch_size=8 --lr=8e-3 --epochs=8'
+FITTING = '--n_layers=4 --d_model=128 --chunk_size=128 --batch_size=8 --lr=8e-3 --epochs=5 --dropout=0.2'
 
 
 # --- helpers ---
@@ -564,7 +564,7 @@ def test_it_ends_with_the_words_that_train(tmp_path):
 
 def test_a_larger_text_gets_a_larger_model_and_fewer_epochs():
     shapes = [prepare.fitting_flags(n) for n in (90_000, 400_000, 4_000_000, 11_000_000)]
-    assert '--d_model=128' in shapes[0] and '--epochs=8' in shapes[0]
+    assert '--d_model=128' in shapes[0] and '--epochs=5' in shapes[0]
     assert '--d_model=160' in shapes[1] and '--epochs=4' in shapes[1]
     assert shapes[2:] == [['--epochs=2'], []]
 
