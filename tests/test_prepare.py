@@ -51,7 +51,8 @@ WILD = [
 ]
 SIDES = {'train': 'train.txt', 'val': 'validation.txt'}
 # what train.py is told of a text as small as those here
-FITTING = '--n_layers=4 --d_model=128 --chunk_size=128 --batch_size=8 --lr=8e-3 --epochs=5 --dropout=0.2'
+FITTING = ('--n_layers=4 --d_model=128 --chunk_size=128 --batch_size=8 --lr=8e-3 --epochs=5 '
+           '--dropout=0.2')
 
 
 # --- helpers ---
