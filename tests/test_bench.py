@@ -76,6 +76,7 @@ def test_nanogpt_is_scored_in_our_unit_with_half_a_row_before_each_token(demo, t
     assert said['bits_per_char'] == pytest.approx(nats / math.log(2) / chars_per_token, rel=1e-5)
 
 
+@pytest.mark.long
 def test_a_linear_model_stands_beside_ours_on_the_same_texts(demo, models):
     folder = models / 'decoder'
     said = bench('linear_model', f'--data_dir={demo}', f'--model_path={folder}', '--device=cpu')

@@ -211,6 +211,7 @@ print(used() - before)
 
 
 @pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='reads /proc')
+@pytest.mark.long
 def test_memory_does_not_grow_with_the_corpus(tmp_path):
     """20 million tokens, 40 MB in the file, cost no more than 20 MB over what one million costs."""
     lengths = np.random.default_rng(1).integers(6, 60, 30_000)

@@ -912,6 +912,7 @@ runpy.run_path(sys.argv[0], run_name='__main__')
 """
 
 
+@pytest.mark.long
 def test_memory_does_not_grow_with_the_text(tmp_path):
     pytest.importorskip('resource', reason='this system does not tell how much memory was used')
     unit = 1 if sys.platform == 'darwin' else 1024  # bytes
