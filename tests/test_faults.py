@@ -16,7 +16,17 @@ from functools import partial
 import psutil
 import pytest
 import torch
-from conftest import NO_SUCH_GPU, SMALL, end, last_weights, log, run, run_ranks, same
+from conftest import (
+    NO_SUCH_GPU,
+    SMALL,
+    end,
+    killed_before,
+    last_weights,
+    log,
+    run,
+    run_ranks,
+    same,
+)
 
 from parts import checkpoint as run_files
 from parts.checkpoint import atomic_write, has_checkpoint, load_checkpoint, save_checkpoint
@@ -118,26 +128,13 @@ def test_killed_and_resumed_is_never_having_stopped(arch, nproc, kills, demo, tm
     assert_same_run(broken, whole)
 
 
-# Kills the process as its first state.pt, the model already saved, is about to appear.
-KILLED_IN_ITS_FIRST_SAVE = '''
-import os
-
-def replace(source, target):
-    if str(target).endswith('state.new.pt'):
-        os.kill(os.getpid(), 9)
-    rename(source, target)
-
-rename, os.replace = os.replace, replace
-'''
-
-
 def test_killed_in_its_first_save_the_same_command_begins_again(demo, tmp_path):
     flags = ['train.py', f'--data_dir={demo}', *SMALL, '--n_tokens=0.01', '--eval_interval=5',
              '--init_from=auto']
     whole, broken = tmp_path / 'whole', tmp_path / 'broken'
     run(*flags, f'--out_dir={whole}')
-    (tmp_path / 'sitecustomize.py').write_text(KILLED_IN_ITS_FIRST_SAVE)
-    run(*flags, f'--out_dir={broken}', env={'PYTHONPATH': str(tmp_path)}, status=-signal.SIGKILL)
+    run(*flags, f'--out_dir={broken}', env=killed_before('state.new.pt', tmp_path),
+        status=-signal.SIGKILL)      # its model is saved by then
     first_model = (broken / 'model.safetensors').read_bytes()
     (broken / 'model.safetensors.4242.part').write_text('half')     # of another kill
     run(*flags, f'--out_dir={broken}')

@@ -19,7 +19,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import tokenizers
-from conftest import ROOT, run
+from conftest import ROOT, killed_before, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -859,28 +859,15 @@ def test_a_run_interrupted_while_it_encodes_leaves_the_texts(tmp_path, signal_nu
     assert files_of(tmp_path) == before
 
 
-# Kills the process after some of its files have taken their places.
-KILLED_AS_FILES_APPEAR = """
-import os
-
-def replace(source, target):
-    if str(target).endswith('LAST'):
-        os.kill(os.getpid(), 9)
-    rename(source, target)
-
-rename, os.replace = os.replace, replace
-"""
-
-
 @pytest.mark.parametrize('last', ['validation.txt', 'val.bin'])
 def test_killed_as_its_files_appear_the_next_one_brings_the_rest(tmp_path, last):
     write(tmp_path / 'r.txt', '\n'.join(LINES))
     works(tmp_path, '--source=r.txt', '--mode=manual')
     write(tmp_path / 'r.txt', '\n'.join(f'{text} 다시' for text in LINES))
-    write(tmp_path / 'kill/sitecustomize.py', KILLED_AS_FILES_APPEAR.replace('LAST', last))
+    (tmp_path / 'kill').mkdir()
     words = ['--source=r.txt', '--mode=manual']
     run('prepare.py', *words, cwd=tmp_path, status=-signal.SIGKILL,
-        env={'PYTHONPATH': str(tmp_path / 'kill')})
+        env=killed_before(last, tmp_path / 'kill'))
     works(tmp_path, '--data_dir=data/r', '--mode=manual')
     assert {text for _, text in reviews(tmp_path / 'data/r')} == {f'{text} 다시' for text in LINES}
     works(tmp_path, *words)
