@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from configurator import configure
-from parts.checkpoint import lock_folder, read_json
+from parts.checkpoint import lock_folder
 from parts.corpus import (
     KNOWN_SOURCES,
     LICENCES,
@@ -118,22 +118,7 @@ def training_flags(folder):
     words = [f'--data_dir={folder}', f'--out_dir=out/{name}']
     if mode == 'manual':
         words.append('--mode=manual')
-    n_tokens = read_json(folder / mode / 'meta.json')['train_tokens']
-    return shlex.join(words + fitting_flags(n_tokens))
-
-
-def fitting_flags(n_tokens):
-    """Flags of train.py that fit a text of so many tokens. Its defaults, 6 layers of 256 and one
-    epoch, are for ten million; a smaller text wants a smaller model that reads it more often.
-    """
-    if n_tokens < 100_000:
-        return ['--n_layers=4', '--d_model=128', '--chunk_size=128', '--batch_size=8', '--lr=8e-3',
-                '--epochs=5', '--dropout=0.2']
-    if n_tokens < 1_500_000:
-        return ['--n_layers=5', '--d_model=160', '--batch_size=8', '--lr=8e-3', '--epochs=4']
-    if n_tokens < 5_000_000:
-        return ['--epochs=2']
-    return []
+    return shlex.join([*words, '--minutes=10'])
 
 
 # --- before any work ---

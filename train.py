@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from configurator import configure
 from model import Config, build, generate
 from parts.bigram import init_from_bigrams
+from parts.budget import MOST_EPOCHS, length_for, shape_for
 from parts.checkpoint import (
     append_log,
     has_checkpoint,
@@ -84,6 +85,7 @@ optimizer = 'muon'     # muon: Muon for the matrices, AdamW for the rest; adamw:
 lr = 6e-3              # peak learning rate
 table_decay = 0.0      # pull of embedding and head to zero, per epoch; 1 if data come back often
 # --- run ---
+minutes = 0.0          # choose size and length of the run for so many minutes (0: as said above)
 eval_interval = 0      # steps between validations, each saving the state (0: some ten a run)
 eval_tokens = 0.1      # million validation tokens, always the same (0: all); fewer in a short run
 log_interval = 0       # steps between lines of the log (0: forty a run)
@@ -92,14 +94,17 @@ device = 'auto'        # cuda, mps, cpu, or auto: the first of them that is ther
 dtype = 'auto'         # bfloat16, float16, float32, or auto: the one measured fastest here
 compile = 'auto'       # torch.compile: true, false, or auto: where the run is long enough to pay
 show = False           # at every validation, show what the model writes by now
-wandb = ''             # also log to this project of Weights & Biases (pip install wandb first)
 settings = configure(globals())
 
 RATING_WEIGHT = 10     # a rating that is asked for counts as 10 tokens (LOG.md, Reading ratings)
 GRAD_CLIP = 1.0        # the longest gradient that is allowed
+# Of --minutes: the share of the peak that training usually reaches (a guess for the width, before
+# the speed is measured), the steps that measure it, and the share of the time that is left when
+# imports, counting, validation and saving are done
+USUAL_SHARE, TRIALS, TRAINING_SHARE = 0.45, 6, 0.88
 # When a run goes on, only these may differ from its own settings; NOT_KEPT are not stored with it.
 MAY_CHANGE = {'data_dir', 'micro_batch', 'eval_interval', 'eval_tokens', 'log_interval',
-              'device', 'dtype', 'compile', 'show', 'wandb'}
+              'device', 'dtype', 'compile', 'show'}
 NOT_KEPT = {'init_from', 'out_dir', 'given'}
 
 
@@ -126,6 +131,8 @@ def main():
         origin = checkpoint['origin']
     elif run.init_from not in ('scratch', 'auto'):
         run, base, origin = fine_tune(run, meta)
+    if run.minutes and not checkpoint:
+        run = fit_to_minutes(run, meta, base, device)
     data = Data(run, meta, rank, world_size)
     step = checkpoint['step'] if checkpoint else 0
     if step >= data.steps:
@@ -160,10 +167,8 @@ def main():
         scaler.load_state_dict(checkpoint['scaler'])
 
     # --- the log, and what every state.pt of this run has alike ---
-    wandb_run = None
     if rank == 0:
         start_log(out, step)
-        wandb_run = start_wandb(run, out, checkpoint)
     checkpoint = None  # all of it is in use by now: let the memory go
     unchanging = {
         'settings': kept(run),
@@ -174,7 +179,6 @@ def main():
         'warm_start': warm_start,
         'origin': origin,
         'data': meta['train_crc32'],
-        'wandb_id': wandb_run.id if wandb_run else None,
     }
 
     # --- the loop ---
@@ -237,7 +241,8 @@ def main():
         if rank == 0:
             row = log_row(data, step, seconds, train_loss, val_loss, lr)
             speed = (step - first_step) * data.tokens_per_step / (seconds - first_seconds)
-            write_log(out, row, data, speed, flops_per_token * speed / peak, wandb_run)
+            print_row(row, data, speed, flops_per_token * speed / peak)
+            append_log(out, row)
             if validating and run.show:
                 show_texts(model, data, run, device)
             if is_best:  # the model folder: the best so far on validation
@@ -254,8 +259,6 @@ def main():
         clock = time.perf_counter()
 
     # --- the end ---
-    if wandb_run:
-        wandb_run.finish()
     if rank == 0 and step == data.steps:
         from parts.pictures import draw_losses
         draw_losses(out, data.floor)
@@ -306,7 +309,7 @@ def adopt(settings, fixed, whose, advice):
     """
     run = SimpleNamespace(**vars(settings))
     for name, value in fixed.items():
-        asked = getattr(settings, name)
+        asked = getattr(settings, name, value)                # a setting may be gone by now
         if name not in settings.given:
             setattr(run, name, value)
         elif asked != value and name not in MAY_CHANGE:
@@ -324,7 +327,7 @@ def check_settings(run):
     for name in ('batch_size', 'epochs'):
         if getattr(run, name) < 1:
             raise UserError(f'{name}={getattr(run, name)}: it takes 1 or more')
-    for name in ('lr', 'n_tokens', 'micro_batch', 'table_decay', 'eval_interval', 'eval_tokens',
+    for name in ('minutes', 'lr', 'n_tokens', 'micro_batch', 'table_decay', 'eval_interval', 'eval_tokens',
                  'log_interval'):
         if getattr(run, name) < 0:
             raise UserError(f'{name}={getattr(run, name)}: it takes 0 or more')
@@ -334,7 +337,8 @@ def check_settings(run):
         raise UserError(f'chunk_size={run.chunk_size}: it takes 2 or more')
     if not 0 <= run.seed < 2 ** 63:
         raise UserError(f'seed={run.seed}: it takes a whole number from 0 to 2^63 - 1')
-    if run.batch_size % world_size:
+    chosen_later = run.minutes and 'batch_size' not in run.given
+    if run.batch_size % world_size and not chosen_later:
         raise UserError(f'batch_size={run.batch_size} does not divide among {world_size} processes')
 
 
@@ -355,6 +359,82 @@ def check_data(run, meta, checkpoint):
         raise UserError(f'{run.data_dir} holds other tokens than the run in {run.out_dir} was '
                         'trained on; name the folder that has them (--data_dir=), prepare them as '
                         'they were, or begin anew in another --out_dir')
+
+
+# --- how much fits into some minutes ---
+
+def fit_to_minutes(run, meta, base, device):
+    """The settings, with a shape and a length for run.minutes from Enter to the prompt.
+
+    The peak of this machine tells the shape of the model. Some steps of that shape, with a model
+    that is thrown away, tell how many will fit. What a person gave stands, and of a model that is
+    fine-tuned only the length is chosen. A run that goes on has what was chosen among its settings,
+    so no clock can change it.
+    """
+    start = time.perf_counter()
+    run = SimpleNamespace(**vars(run))
+    n_tokens = meta['train_tokens']                           # of an epoch
+    if run.n_tokens:
+        n_tokens = min(n_tokens, int(run.n_tokens * 1e6))
+    dtype, _ = from_rank0(select_dtype(run.dtype, device))
+    peak = from_rank0(matmul_peak(device, dtype)) * world_size
+    flops = 60 * run.minutes * peak * USUAL_SHARE
+    shape = shape_for(n_tokens, meta['vocab_size'], flops)
+    shape['batch_size'] = math.ceil(shape['batch_size'] / world_size) * world_size
+    chosen = {} if base else choose(run, shape)
+
+    model, step_seconds, step_tokens, compiled = time_steps(run, meta, flops, dtype, device)
+    n_weights = sum(p.numel() for p in model.parameters())
+    spent = time.perf_counter() - start
+    setup = spent - TRIALS * step_seconds                     # the run itself begins like this, too
+    seconds = from_rank0((60 * run.minutes - spent - setup) * TRAINING_SHARE)
+    if seconds <= 0:
+        raise UserError(f'minutes={run.minutes:g}: to begin takes {spent + setup:.0f} s here')
+    budget = from_rank0(step_tokens / step_seconds) * seconds
+    epochs = run.epochs if 'epochs' in run.given else 0
+    if 'n_tokens' in run.given and not epochs:                # all of them, so many times
+        epochs = max(1, round(budget / n_tokens))
+    length = length_for(n_tokens, n_weights, budget, epochs)
+    if base:
+        del length['dropout'], length['table_decay']
+    chosen |= choose(run, {**length, 'compile': 'true' if compiled else 'false'})
+    flags = ' '.join(f'--{name}={value}' for name, value in chosen.items())
+    print0(f'{run.minutes:g} minutes here: {flags}')
+    if run.epochs == MOST_EPOCHS:
+        print0(f'more than {MOST_EPOCHS} epochs only learn a text by heart, so it may end sooner')
+    return run
+
+
+def choose(run, values):
+    """Set in `run` what a person did not give; returns what was set, {name: value}."""
+    chosen = {name: value for name, value in values.items() if name not in run.given}
+    vars(run).update(chosen)
+    return chosen
+
+
+def time_steps(run, meta, flops, dtype, device):
+    """(a model, the seconds of a step, its tokens, whether it is compiled). flops: of the run."""
+    data = Data(run, meta, rank, world_size)
+    micro_rows = choose_micro_rows(run, data)
+    model = new_model(run, data, meta, None).to(device)
+    batch = data.batch(0)
+    rating_ids = torch.tensor(data.rating_ids, device=device)
+    compiled = worth_compiling(run.compile, flops / world_size, device)
+    network, dtype, compiled = make_network(
+        model, batch, rating_ids, micro_rows, dtype, compiled, device)
+    optimizer = make_optimizer(model, run.optimizer, run.lr, 0, False, dtype)
+    synchronize = getattr(torch, device.type).synchronize
+    best = math.inf
+    for _ in range(TRIALS):
+        synchronize()
+        start = time.perf_counter()
+        for _ in range(data.rows_per_rank // micro_rows):
+            trial_loss(network, batch, micro_rows, rating_ids, dtype, device).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        synchronize()
+        best = min(best, time.perf_counter() - start)
+    return model, best, data.tokens_per_step, compiled
 
 
 # --- the model before the first step ---
@@ -461,8 +541,8 @@ def make_network(model, batch, rating_ids, micro_rows, dtype, compiled, device):
 
 
 def trial_loss(network, batch, n_rows, rating_ids, dtype, device):
-    """The loss of n_rows of a batch in a pass that teaches nothing. Only four of them have targets,
-    so that passes of four rows and of more compute the same.
+    """The loss of n_rows of a batch, for timing and checking. Only the first four have targets, so
+    that 4 rows and 64 give the same loss.
     """
     x, y, ratings = batch.rows(0, n_rows, device)
     few = torch.arange(n_rows, device=device)[:, None] < 4    # (B, 1)
@@ -489,16 +569,6 @@ def validation_plan(run, data):
             interval = math.ceil(data.steps / n_validations)
         million = min(million, budget / n_validations)
     return interval, million
-
-
-def start_wandb(run, out, checkpoint):
-    """The run at Weights & Biases, the same one as before a resume; None where none is wanted."""
-    if not run.wandb:
-        return None
-    import wandb
-    known = checkpoint['wandb_id'] if checkpoint else None
-    return wandb.init(project=run.wandb, name=out.resolve().name, config=kept(run),
-                      id=known, resume='allow')
 
 
 # --- now and then ---
@@ -544,17 +614,9 @@ def log_row(data, step, seconds, train_loss, val_loss, lr):
     }
 
 
-def write_log(out, row, data, speed, share_of_peak, wandb_run):
-    """A log_row() to the screen, to log.csv and to Weights & Biases. speed: tokens a second."""
-    print_row(row, data, speed, share_of_peak)
-    append_log(out, row)
-    if wandb_run:
-        wandb_run.log({name: value for name, value in row.items() if value is not None})
-
-
 def print_row(row, data, speed, share_of_peak):
-    """The training loss is the higher one where ratings are hidden (read_share): in validation they
-    are not.
+    """Print a log_row(). speed: tokens a second. (Where ratings are hidden, read_share, the training
+    loss is the higher one: in validation they are not.)
     """
     validation = ''
     if row['val_loss'] is not None:

@@ -6,8 +6,8 @@
 nanoGPT, a checkout that is copied and not changed, trains as its README says for a CPU, then this
 project with each config file and seed. Seconds are from Enter to the prompt: loading, compiling,
 validation and saving are in them. The score is nats per character on the last tenth of the text.
-All models read the same windows of it, as long as their context, and each character has half a
-window or more before it.
+Each model reads it in windows as long as its context, and each character, but for those of the
+first half window, has half a window or more before it.
 """
 import pickle
 import shutil

@@ -128,8 +128,12 @@ def time_products(name, device, seconds=0.2):
     error relative to float32.
 
     The second is what flows back through attention: scores (N, T, T) transposed, times queries (N,
-    T, D).
+    T, D). A CPU does it with one thread: two wait for each other, and beside a busy program that
+    takes up to ten times as long, which says nothing of the format (LOG.md, Neighbours).
     """
+    n_threads = torch.get_num_threads()
+    if device.type == 'cpu':
+        torch.set_num_threads(1)
     n = 4096 if device.type == 'cuda' else 512
     generator = torch.Generator().manual_seed(0)
     a, b = torch.randn(2, n, n, generator=generator).to(device)
@@ -144,7 +148,9 @@ def time_products(name, device, seconds=0.2):
     for got, want in zip(products(*inputs), products(a, b, scores, queries)):
         distance = ((got.float() - want).norm() / want.norm()).item()
         error = max(error, distance if math.isfinite(distance) else math.inf)
-    return best_time(lambda: products(*inputs), device, seconds), error
+    best = best_time(lambda: products(*inputs), device, seconds)
+    torch.set_num_threads(n_threads)
+    return best, error
 
 
 def best_time(work, device, seconds):

@@ -80,11 +80,12 @@ def n_inputs(piece):
 def score_rows(model, rows):
     """(nats, hit) for each row of ids, on the CPU; both are one shorter than the row."""
     device = model.lm_head.weight.device
-    padded, n_targets = pad(rows, model.config.eos, device)   # (B, T+1), (B,)
-    position = torch.arange(padded.shape[1] - 1, device=device)
-    is_text = position < n_targets[:, None]                   # (B, T), False where padded
-    x = model.hidden(padded[:, :-1])[is_text]                 # (N, C): all rows, end to end
-    targets = padded[:, 1:][is_text]                          # (N,)
+    padded, n_targets = pad(rows, model.config.eos)           # (B, T+1), (B,)
+    is_text = torch.arange(padded.shape[1] - 1) < n_targets[:, None]      # (B, T), not padding
+    text = is_text.flatten().nonzero()[:, 0].to(device)       # (N,): all rows, end to end
+    padded = padded.to(device)
+    x = model.hidden(padded[:, :-1]).flatten(0, 1)[text]      # (N, C)
+    targets = padded[:, 1:].flatten()[text]                   # (N,)
     nats, hit = [], []
     for first in range(0, len(x), POSITIONS_AT_ONCE):
         here = slice(first, first + POSITIONS_AT_ONCE)
@@ -97,15 +98,15 @@ def score_rows(model, rows):
     return list(zip(nats, hit))
 
 
-def pad(rows, eos, device):
+def pad(rows, eos):
     """Lists of ids → (ids (B, T+1), what is left of a row filled up with eos; targets of each
-    row (B,), one fewer than its ids).
+    row (B,), one fewer than its ids). Both on the CPU.
     """
     n_targets = torch.tensor([len(row) - 1 for row in rows])
     padded = torch.full((len(rows), int(n_targets.max()) + 1), eos)
     for n, row in enumerate(rows):
         padded[n, :len(row)] = torch.tensor(row)
-    return padded.to(device), n_targets.to(device)
+    return padded, n_targets
 
 
 # --- the rating of a text ---
@@ -153,9 +154,10 @@ def asked_ratings(model, texts, rating_ids, batch_tokens=8192):
     sums = torch.zeros(len(texts), len(rating_ids), device=device)
     n_pieces = torch.zeros(len(texts), 1, device=device)
     for batch in batches_by_length(pieces, batch_tokens):
-        padded, lengths = pad([ids for _, _, ids in batch], eos, device)
-        x = model.hidden(padded[:, :-1])                      # (B, T, C)
-        x = x[torch.arange(len(batch), device=device), lengths - 1]       # (B, C), at the end
+        padded, n_targets = pad([ids for _, _, ids in batch], eos)
+        x = model.hidden(padded[:, :-1].to(device))           # (B, T, C)
+        last = n_targets.to(device) - 1                        # (B,)
+        x = x[torch.arange(len(batch), device=device), last]  # (B, C), at the end
         log_probs = model.logits(x)[:, rating_ids].float().log_softmax(dim=-1)
         numbers = torch.tensor([number for number, _, _ in batch], device=device)
         sums.index_add_(0, numbers, log_probs)

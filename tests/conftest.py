@@ -34,12 +34,27 @@ NO_SUCH_GPU = 'there are only' if torch.cuda.is_available() else 'there is none 
 READ_AT_START = {'OMP_NUM_THREADS', 'PYTHONIOENCODING', 'PATH', 'CUBLAS_WORKSPACE_CONFIG'}
 
 
+# What has a --device. On a machine with a GPU, 'auto' would be that GPU.
+HAVE_A_DEVICE = {'train.py', 'eval.py', 'sample.py'}
+
+
+def on_the_cpu(script, args):
+    """The words for a script, with a device: the CPU, where the test names no other. (A run that
+    is resumed has one.)
+    """
+    args = [str(arg) for arg in args]
+    has_one = '--init_from=resume' in args or any(arg.startswith('--device') for arg in args)
+    if script in HAVE_A_DEVICE and not has_one:
+        args.append('--device=cpu')
+    return args
+
+
 def run(script, *args, ok=True, status=0, cwd=ROOT, nproc=0, stdin='', env=None, timeout=240):
     """Run a script of ours to its end; returns a subprocess.CompletedProcess.
 
     ok=True asserts the exit status; ok=False asserts status 2 and one sentence.
     """
-    args = [str(arg) for arg in args]
+    args = on_the_cpu(script, args)
     if nproc or READ_AT_START & set(env or {}):
         running = begin(script, *args, cwd=cwd, nproc=nproc, env=env, stdin=subprocess.PIPE)
         try:
@@ -66,7 +81,7 @@ def run_ranks(script, *args_of_each):
         port = free.getsockname()[1]
 
     def run_rank(rank):
-        args = [str(arg) for arg in args_of_each[rank]]
+        args = on_the_cpu(script, args_of_each[rank])
         env = {'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': str(len(args_of_each)),
                'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
         return forked.run(ROOT / script, args, ROOT, '', 900, env)
@@ -85,7 +100,7 @@ def python(nproc=0):
 
 def begin(script, *args, cwd=ROOT, nproc=0, env=None, **popen):
     """Start a script of ours and do not wait: a Popen with pipes. Who calls this calls end()."""
-    words = [*python(nproc), str(ROOT / script), *args]
+    words = [*python(nproc), str(ROOT / script), *on_the_cpu(script, args)]
     return subprocess.Popen(words, cwd=cwd, env={**os.environ, **(env or {})}, encoding='utf-8',
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                             start_new_session=True, **popen)

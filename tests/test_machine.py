@@ -32,6 +32,33 @@ def test_a_second_gpu_where_there_is_one_is_a_sentence(monkeypatch):
         machine.select_device('cuda:7')
 
 
+@pytest.mark.parametrize('cuda, mps, name, expected', [
+    (True, False, 'auto', 'cuda:1'),                          # this process's own
+    (True, False, 'cuda:0', 'cuda:0'),
+    (True, True, 'auto', 'cuda:1'),
+    (False, True, 'auto', 'mps'),
+    (True, True, 'cpu', 'cpu'),
+])
+def test_what_is_selected_where_there_is_a_gpu(monkeypatch, cuda, mps, name, expected):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: mps)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    monkeypatch.setattr(machine, 'local_rank', 1)
+    taken = []
+    monkeypatch.setattr(torch.cuda, 'set_device', taken.append)
+    device = machine.select_device(name)
+    assert str(device) == expected
+    assert taken == ([device] if device.type == 'cuda' else [])
+
+
+def test_two_processes_on_one_gpu_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
+    monkeypatch.setattr(machine, 'local_rank', 1)
+    with pytest.raises(UserError, match='cuda:1: there are only 1 here'):
+        machine.select_device('auto')
+
+
 @pytest.fixture
 def gpu_without_torch(monkeypatch):
     """A GPU is plugged in, and torch cannot use it."""

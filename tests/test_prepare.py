@@ -23,7 +23,6 @@ from conftest import ROOT, killed_before, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import prepare
 from parts import grammar
 from parts.corpus import (
     PLAIN_FILES,
@@ -50,10 +49,6 @@ WILD = [
     '<unk>', '<0x41>', 'é', 'ᄒ', '<unused0>', '\u200f', '▲', '␤', '␛', '\t',
 ]
 SIDES = {'train': 'train.txt', 'val': 'validation.txt'}
-# what train.py is told of a text as small as those here
-FITTING = ('--n_layers=4 --d_model=128 --chunk_size=128 --batch_size=8 --lr=8e-3 --epochs=5 '
-           '--dropout=0.2')
-
 
 # --- helpers ---
 
@@ -443,7 +438,7 @@ def test_names_of_files_with_commas_in_nfd_and_at_home(tmp_path, monkeypatch):
               env={'HOME': str(tmp_path)}).stdout
     folder = 'data/a,b c+한글'
     assert out.endswith(f"ready: python train.py '--data_dir={folder}' "
-                        f"'--out_dir=out/a,b c+한글' --mode=manual {FITTING}\n")
+                        f"'--out_dir=out/a,b c+한글' --mode=manual --minutes=10\n")
     assert len(reviews(tmp_path / folder)) == 120
     assert (tmp_path / folder / '한글_val.txt').exists()
 
@@ -556,18 +551,11 @@ def test_it_ends_with_the_words_that_train(tmp_path):
     write(tmp_path / 'mine.txt', '\n'.join(LINES))
     words = ['--source=mine.txt', '--vocab_size=300']
     flags = '--data_dir=data/mine --out_dir=out/mine'
-    assert works(tmp_path, *words).endswith(f'\nready: python train.py {flags} {FITTING}\n')
+    assert works(tmp_path, *words).endswith(f'\nready: python train.py {flags} --minutes=10\n')
     manual = works(tmp_path, *words, '--mode=manual')
-    assert manual.endswith(f'\nready: python train.py {flags} --mode=manual {FITTING}\n')
+    assert manual.endswith(f'\nready: python train.py {flags} --mode=manual --minutes=10\n')
     write(tmp_path / 'config/mine.py', '')  # as config/demo.py is there for data/demo
     assert works(tmp_path, *words).endswith('\nready: python train.py config/mine.py\n')
-
-
-def test_a_larger_text_gets_a_larger_model_and_fewer_epochs():
-    shapes = [prepare.fitting_flags(n) for n in (90_000, 400_000, 4_000_000, 11_000_000)]
-    assert '--d_model=128' in shapes[0] and '--epochs=5' in shapes[0]
-    assert '--d_model=160' in shapes[1] and '--epochs=4' in shapes[1]
-    assert shapes[2:] == [['--epochs=2'], []]
 
 
 def test_a_fourth_rating_is_one_more_line(tmp_path):

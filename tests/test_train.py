@@ -1,5 +1,4 @@
 """train.py as a user runs it: one process and several, the log, the folder, a person's mistakes."""
-import json
 import math
 import shutil
 from types import SimpleNamespace
@@ -10,6 +9,7 @@ from conftest import NO_SUCH_GPU, SMALL, last_weights, log, read_json, run, run_
 from safetensors.torch import load_file
 
 import train
+from parts.budget import length_for, shape_for
 
 # nine steps
 SHORT = [*SMALL, '--n_tokens=0.005', '--eval_tokens=0.002']
@@ -226,46 +226,64 @@ def test_old_flags_are_accepted_in_both_forms(demo, tmp_path):
     assert read_json(tmp_path / 'config.json')['intermediate_size'] == 64
 
 
-# --- shown and logged elsewhere ---
-
-# Stands in for the package of that name, and prints what it is given.
-WANDB = '''
-import json
-
-class Run:
-    def __init__(self, id):
-        self.id = id
-
-    def log(self, values):
-        print(json.dumps(values))
-
-    def finish(self):
-        print('project closed')
-
-def init(project, name, config, id, resume):
-    print('project', project, name, config['d_model'], id, resume)
-    return Run(id or 'a1b2')
-'''
-
-
-def test_showing_texts_and_logging_elsewhere_change_nothing(demo, tmp_path):
+def test_showing_texts_changes_nothing(demo, tmp_path):
     flags = [f'--data_dir={demo}', *SMALL, '--n_tokens=0.01', '--dropout=0.1', '--eval_interval=10']
     plain, shown = tmp_path / 'plain', tmp_path / 'shown'
     run('train.py', *flags, f'--out_dir={plain}')
-    (tmp_path / 'wandb.py').write_text(WANDB)
-    said = run('train.py', *flags, f'--out_dir={shown}', '--show=true', '--wandb=reviews',
-               env={'PYTHONPATH': str(tmp_path)}).stdout
+    said = run('train.py', *flags, f'--out_dir={shown}', '--show=true').stdout
     assert same(last_weights(plain), last_weights(shown))
     assert said.count('    negative   ') == 2
     assert said.count('    ambiguous  ') == 2
-    assert 'project reviews shown 32 None allow' in said
-    assert 'project closed' in said
-    logged = [json.loads(line) for line in said.splitlines() if line.startswith('{')]
-    rows = log(shown)
-    assert [row['step'] for row in logged] == [int(row['step']) for row in rows]
-    assert f'{logged[-1]["val_loss"]:.5f}' == rows[-1]['val_loss']
 
-    shutil.copy(shown / 'state.before.pt', shown / 'state.pt')
-    said = run('train.py', '--init_from=resume', f'--out_dir={shown}',
-               env={'PYTHONPATH': str(tmp_path)}).stdout
-    assert 'project reviews shown 32 a1b2 allow' in said      # the same run there, too
+
+# --- --minutes ---
+
+def test_minutes_choose_what_was_not_given_and_say_it_as_flags(demo, tmp_path):
+    """The flags make the same run, and a clock does not move one that goes on."""
+    given = ['--n_layers=1', '--d_model=32', '--chunk_size=64', '--eval_interval=8',
+             '--eval_tokens=0.001', '--epochs=2', '--dtype=float32', '--compile=false']
+    timed, same_flags, resumed = (tmp_path / name for name in ('timed', 'flags', 'resumed'))
+    said = run('train.py', f'--data_dir={demo}', *given, '--minutes=0.15',
+               f'--out_dir={timed}').stdout
+    flags = said.partition('0.15 minutes here: ')[2].splitlines()[0].split()
+    assert [flag.split('=')[0] for flag in flags] == [
+        '--batch_size', '--lr', '--n_tokens', '--dropout', '--table_decay']
+    run('train.py', f'--data_dir={demo}', *given, *flags, f'--out_dir={same_flags}')
+    assert same(last_weights(timed), last_weights(same_flags))
+
+    resumed.mkdir()
+    shutil.copy(timed / 'state.before.pt', resumed / 'state.pt')
+    said = run('train.py', '--init_from=resume', '--minutes=0.15', f'--out_dir={resumed}').stdout
+    assert 'minutes here' not in said
+    assert same(last_weights(timed), last_weights(resumed))
+    error = run('train.py', '--init_from=resume', '--minutes=9', f'--out_dir={timed}', ok=False)
+    assert 'was started with minutes=0.15, not 9.0' in error.stderr
+
+
+def test_a_run_has_no_time_where_beginning_takes_all_of_it(demo, tmp_path):
+    error = run('train.py', f'--data_dir={demo}', *SMALL, '--minutes=1e-5',
+                f'--out_dir={tmp_path}', ok=False).stderr
+    assert 'minutes=1e-05: to begin takes' in error
+
+
+def test_more_time_gives_a_larger_model_and_a_smaller_text_more_epochs():
+    shapes = [shape_for(10 ** 8, 8000, flops) for flops in (1e9, 3e12, 3e13, 3e14, 1e18, 1e22)]
+    widths = [shape['d_model'] for shape in shapes]
+    assert widths == sorted(widths) and len(set(widths)) >= 4
+    for shape in shapes:
+        assert shape['d_model'] % (2 * max(1, round(shape['d_model'] / 64))) == 0
+    assert shape_for(5000, 8000, 3e12)['batch_size'] == 2
+    # a vocabulary of few characters leaves more for the blocks
+    assert shape_for(10 ** 8, 70, 3e13)['d_model'] > shapes[2]['d_model']
+
+
+@pytest.mark.parametrize('n_tokens, budget, epochs, expected', [
+    (1e7, 3e6, 0, (1, 3.0, 0.0, 0.0)),
+    (1e6, 2.5e6, 0, (3, 0.8333, 0.0, 0.0)),
+    (1e6, 2.05e6, 0, (2, 0.0, 0.0, 0.0)),                     # all of it, twice
+    (1e6, 2.5e6, 5, (5, 0.5, 0.0, 0.0)),                      # of each epoch another half
+    (1e6, 9e6, 0, (9, 0.0, 0.1, 1.0)),                        # so often that it is learned by heart
+    (600, 9e6, 0, (60, 0.0, 0.1, 0.01)),
+])
+def test_how_long_a_model_reads(n_tokens, budget, epochs, expected):
+    assert tuple(length_for(n_tokens, 1e6, budget, epochs).values()) == expected

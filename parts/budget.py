@@ -1,0 +1,53 @@
+"""How large a model, and how often to read the text: what --minutes decides.
+
+    tokens of the text, operations that the time allows → shape_for → a model of that shape, some
+    steps of it → how many tokens fit into the time → length_for
+
+Fitted to decoders, in runs on two CPU cores of 3 to 120 TFLOP; above that it is a guess. See docs/LOG.md, One
+dial.
+"""
+import math
+
+MOST_EPOCHS = 60           # more passes over a text only learn it by heart
+
+
+def shape_for(n_tokens, vocab_size, flops):
+    """{setting of train.py: value}: the model, and the steps, for a text of n_tokens where there is
+    time for so many floating-point operations.
+    """
+    # How many weights a pass multiplies with: 12 d_model² in a block, vocab_size d_model in the
+    # head. The best number grows with a power of the operations (0.5 in large models, Hoffmann et
+    # al. 2022, arXiv:2203.15556; less in small ones, whose head is a large part).
+    n_weights = 4.7e5 * (flops / 3.3e12) ** 0.4
+    best = None
+    for d_model in [64, 96, 128, 160, 192, 224, *range(256, 2049, 64)]:
+        n_layers = max(4, d_model // 48)
+        distance = abs(math.log((12 * n_layers * d_model + vocab_size) * d_model / n_weights))
+        if best is None or distance < best[0]:
+            best = distance, n_layers, d_model
+    _, n_layers, d_model = best
+    n_rows = 8 if d_model < 256 else 16 if d_model < 512 else 64
+    return {
+        'n_layers': n_layers,
+        'd_model': d_model,
+        'batch_size': max(1, min(n_rows, n_tokens // 2048)),  # some steps an epoch, at least
+        'lr': 8e-3 if d_model < 256 else 6e-3,
+    }
+
+
+def length_for(n_tokens, n_weights, budget, epochs=0):
+    """{setting of train.py: value}: how often a model of n_weights, tables included, is to read a
+    text of n_tokens, where there is time for a budget of tokens. epochs: where they are given.
+    """
+    epochs = epochs or min(max(1, math.ceil(budget / n_tokens - 0.1)), MOST_EPOCHS)
+    # It learns the text by heart where there are many weights for a token, and many passes.
+    n_passes = min(budget / n_tokens, epochs)
+    by_heart = n_passes > 1 and n_passes * n_weights / n_tokens > 5
+    # 1 an epoch, but at most a thirtieth a step: a text of few steps would lose its tables
+    table_decay = min(1.0, round(n_tokens / 2048 / 30, 3))
+    return {
+        'epochs': epochs,
+        'n_tokens': round(budget / epochs / 1e6, 4) if budget < epochs * n_tokens else 0.0,
+        'dropout': 0.1 if by_heart else 0.0,
+        'table_decay': table_decay if by_heart else 0.0,
+    }
