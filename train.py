@@ -16,6 +16,7 @@ import shlex
 import time
 import zlib
 from pathlib import Path
+from statistics import median
 from types import SimpleNamespace
 
 import torch
@@ -101,7 +102,7 @@ GRAD_CLIP = 1.0        # the longest gradient that is allowed
 # Of --minutes: the share of the peak that training usually reaches (a guess for the width, before
 # the speed is measured), the steps that measure it, and the share of the time that is left when
 # imports, counting, validation and saving are done
-USUAL_SHARE, TRIALS, TRAINING_SHARE = 0.45, 6, 0.88
+USUAL_SHARE, TRIALS, TRAINING_SHARE = 0.45, 9, 0.88
 # When a run goes on, only these may differ from its own settings; NOT_KEPT are not stored with it.
 MAY_CHANGE = {'data_dir', 'micro_batch', 'eval_interval', 'eval_tokens', 'log_interval',
               'device', 'dtype', 'compile', 'show'}
@@ -386,10 +387,11 @@ def fit_to_minutes(run, meta, base, device):
     model, step_seconds, step_tokens, compiled = time_steps(run, meta, flops, dtype, device)
     n_weights = sum(p.numel() for p in model.parameters())
     spent = time.perf_counter() - start
-    setup = spent - TRIALS * step_seconds                     # the run itself begins like this, too
-    seconds = from_rank0((60 * run.minutes - spent - setup) * TRAINING_SHARE)
+    # The run itself begins like this, too. What was compiled is in a cache by then.
+    again = (spent - TRIALS * step_seconds) / (2 if compiled else 1)
+    seconds = from_rank0((60 * run.minutes - spent - again) * TRAINING_SHARE)
     if seconds <= 0:
-        raise UserError(f'minutes={run.minutes:g}: to begin takes {spent + setup:.0f} s here')
+        raise UserError(f'minutes={run.minutes:g}: to begin takes {spent + again:.0f} s here')
     budget = from_rank0(step_tokens / step_seconds) * seconds
     epochs = run.epochs if 'epochs' in run.given else 0
     if 'n_tokens' in run.given and not epochs:                # all of them, so many times
@@ -424,7 +426,7 @@ def time_steps(run, meta, flops, dtype, device):
         model, batch, rating_ids, micro_rows, dtype, compiled, device)
     optimizer = make_optimizer(model, run.optimizer, run.lr, 0, False, dtype)
     synchronize = getattr(torch, device.type).synchronize
-    best = math.inf
+    seconds = []
     for _ in range(TRIALS):
         synchronize()
         start = time.perf_counter()
@@ -433,8 +435,8 @@ def time_steps(run, meta, flops, dtype, device):
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         synchronize()
-        best = min(best, time.perf_counter() - start)
-    return model, best, data.tokens_per_step, compiled
+        seconds.append(time.perf_counter() - start)
+    return model, median(seconds), data.tokens_per_step, compiled
 
 
 # --- the model before the first step ---

@@ -26,7 +26,7 @@ def shape_for(n_tokens, vocab_size, flops):
         if best is None or distance < best[0]:
             best = distance, n_layers, d_model
     _, n_layers, d_model = best
-    n_rows = 8 if d_model < 256 else 16 if d_model < 512 else 64
+    n_rows = 4 if d_model < 128 else 8 if d_model < 256 else 16 if d_model < 512 else 64
     return {
         'n_layers': n_layers,
         'd_model': d_model,
