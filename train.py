@@ -328,8 +328,8 @@ def check_settings(run):
     for name in ('batch_size', 'epochs'):
         if getattr(run, name) < 1:
             raise UserError(f'{name}={getattr(run, name)}: it takes 1 or more')
-    for name in ('minutes', 'lr', 'n_tokens', 'micro_batch', 'table_decay', 'eval_interval', 'eval_tokens',
-                 'log_interval'):
+    for name in ('minutes', 'lr', 'n_tokens', 'micro_batch', 'table_decay', 'eval_interval',
+                 'eval_tokens', 'log_interval'):
         if getattr(run, name) < 0:
             raise UserError(f'{name}={getattr(run, name)}: it takes 0 or more')
     if not 0 <= run.read_share <= 1:
@@ -617,8 +617,8 @@ def log_row(data, step, seconds, train_loss, val_loss, lr):
 
 
 def print_row(row, data, speed, share_of_peak):
-    """Print a log_row(). speed: tokens a second. (Where ratings are hidden, read_share, the training
-    loss is the higher one: in validation they are not.)
+    """Print a log_row(). speed: tokens a second. (Where ratings are hidden, read_share, the
+    training loss is the higher one: in validation they are not.)
     """
     validation = ''
     if row['val_loss'] is not None:

@@ -3,8 +3,8 @@
     tokens of the text, operations that the time allows → shape_for → a model of that shape, some
     steps of it → how many tokens fit into the time → length_for
 
-Fitted to decoders, in runs on two CPU cores of 3 to 120 TFLOP; above that it is a guess. See docs/LOG.md, One
-dial.
+Fitted to decoders, in runs of 3 and 19 TFLOP on two CPU cores; beyond that it is a guess. See
+docs/LOG.md, One dial.
 """
 import math
 
