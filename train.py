@@ -338,9 +338,6 @@ def check_settings(run):
         raise UserError(f'chunk_size={run.chunk_size}: it takes 2 or more')
     if not 0 <= run.seed < 2 ** 63:
         raise UserError(f'seed={run.seed}: it takes a whole number from 0 to 2^63 - 1')
-    chosen_later = run.minutes and 'batch_size' not in run.given
-    if run.batch_size % world_size and not chosen_later:
-        raise UserError(f'batch_size={run.batch_size} does not divide among {world_size} processes')
 
 
 def check_data(run, meta, checkpoint):
@@ -427,6 +424,7 @@ def time_steps(run, meta, flops, dtype, device):
     optimizer = make_optimizer(model, run.optimizer, run.lr, 0, False, dtype)
     synchronize = getattr(torch, device.type).synchronize
     seconds = []
+    # Not best_time(): it goes by the clock of each process, and all must make the same passes.
     for _ in range(TRIALS):
         synchronize()
         start = time.perf_counter()

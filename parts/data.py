@@ -145,7 +145,10 @@ class Data:
 
     def __init__(self, run, meta, rank=0, world_size=1):
         """run: the settings of train.py. meta: of read_meta(). Raises UserError where the data are
-        missing, damaged, or too few for one step."""
+        missing, damaged, or too few for one step, or the batch does not divide among processes."""
+        if run.batch_size % world_size:
+            raise UserError(f'batch_size={run.batch_size} does not divide among {world_size} '
+                            'processes')
         self.rank, self.seed, self.read_share = rank, run.seed, run.read_share
         self.meta, self.eos = meta, meta['eos']
         self.floor = meta.get('floor_bits_per_char')          # None where it is not known
