@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 
 from configurator import configure
 from model import Config, build
-from parts.checkpoint import read_json
+from parts.checkpoint import read_log
+from parts.data import read_meta
 from parts.errors import UserError, run_script
 from parts.machine import matmul_flops
 
@@ -27,10 +28,11 @@ data_dir = 'data/movie'        # what prepare.py wrote
 mode = 'tokenizer'             # which of its vocabularies
 flops = 3.3e12                 # floating-point operations of every run
 shapes = '4x64,4x96,4x128'     # layers x width
+chunk_size = 256               # the longest row in tokens
 flags = ''                     # more of train.py's, as --batch_size=8 --dropout=0.1
 results = 'out/dial.csv'       # where the lines go
 draw = ''                      # draw the results into this file, and train nothing
-settings = configure(globals())
+configure(globals())
 
 ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = ['text', 'flops', 'n_layers', 'd_model', 'tokens', 'epochs', 'bits_per_char', 'flags']
@@ -40,12 +42,13 @@ def main():
     if draw:
         draw_results()
         return
+    meta = read_meta(data_dir, mode)
+    Path(results).parent.mkdir(parents=True, exist_ok=True)
     for shape in shapes.split(','):
         n_layers, d_model = map(int, shape.split('x'))
-        row = train(n_layers, d_model)
+        row = train(n_layers, d_model, meta)
         print('  '.join(str(row[name]) for name in COLUMNS), flush=True)
         is_new = not Path(results).exists()
-        Path(results).parent.mkdir(parents=True, exist_ok=True)
         with open(results, 'a', encoding='utf-8', newline='') as file:
             writer = csv.DictWriter(file, COLUMNS)
             if is_new:
@@ -53,28 +56,23 @@ def main():
             writer.writerow(row)
 
 
-def train(n_layers, d_model):
-    """Train one shape; returns its line."""
-    try:
-        meta = read_json(Path(data_dir, mode, 'meta.json'))
-    except OSError:
-        raise UserError(f'{data_dir} has no {mode}/meta.json; run prepare.py first') from None
-    d_ffn = -(-d_model * 8 // 3 // 64) * 64                   # as train.py has it by itself
+def train(n_layers, d_model, meta):
+    """Train one shape; returns its line. meta: of read_meta()."""
+    d_ffn = math.ceil(d_model * 8 / 3 / 64) * 64              # as train.py has it by itself
     model = build(Config(vocab_size=meta['vocab_size'], n_layers=n_layers, d_model=d_model,
                          d_ffn=d_ffn, nhead=max(1, round(d_model / 64))))
-    tokens = flops / matmul_flops(model, T=256)
+    tokens = flops / matmul_flops(model, chunk_size)
     epochs = max(1, math.ceil(tokens / meta['train_tokens']))
     with tempfile.TemporaryDirectory() as out:
         words = [f'--data_dir={Path(data_dir).resolve()}', f'--mode={mode}', f'--out_dir={out}/run',
-                 f'--n_layers={n_layers}', f'--d_model={d_model}', f'--d_ffn={d_ffn}',
+                 f'--n_layers={n_layers}', f'--d_model={d_model}', f'--chunk_size={chunk_size}',
                  f'--epochs={epochs}', f'--n_tokens={tokens / epochs / 1e6}',
                  '--eval_interval=1000000', '--eval_tokens=0.1', *flags.split()]
         done = subprocess.run([sys.executable, 'train.py', *words], cwd=ROOT, text=True,
                               capture_output=True)
         if done.returncode:
             raise UserError(f'train.py {" ".join(words)}: {done.stderr[-1000:]}')
-        with open(f'{out}/run/log.csv', encoding='utf-8') as file:
-            last = list(csv.DictReader(file))[-1]
+        last = read_log(f'{out}/run/log.csv')[-1]
     return {
         'text': Path(data_dir).name,
         'flops': flops,
@@ -97,9 +95,9 @@ def draw_results():
     grid = figure.subplots(len(texts), len(budgets), squeeze=False)
     for text, panels in zip(texts, grid):
         for budget, axes in zip(budgets, panels):
-            here = [row for row in rows
-                    if row['text'] == text and float(row['flops']) == budget]
-            for row in here:
+            for row in rows:
+                if row['text'] != text or float(row['flops']) != budget:
+                    continue
                 point = int(row['d_model']), float(row['bits_per_char'])
                 axes.plot(*point, 'o', color='C0')
                 axes.annotate(f' {row["n_layers"]} {row["flags"]}', point, fontsize=6)

@@ -9,6 +9,7 @@ docs/LOG.md, One dial.
 import math
 
 MOST_EPOCHS = 60           # more passes over a text only learn it by heart
+STEP_TOKENS = 8 * 256      # of a step, about
 
 
 def shape_for(n_tokens, vocab_size, flops):
@@ -19,18 +20,27 @@ def shape_for(n_tokens, vocab_size, flops):
     # head. The best number grows with a power of the operations (0.5 in large models, Hoffmann et
     # al. 2022, arXiv:2203.15556; less in small ones, whose head is a large part).
     n_weights = 4.7e5 * (flops / 3.3e12) ** 0.4
-    best = None
-    for d_model in [64, 96, 128, 160, 192, 224, *range(256, 2049, 64)]:
-        n_layers = max(4, d_model // 48)
-        distance = abs(math.log((12 * n_layers * d_model + vocab_size) * d_model / n_weights))
-        if best is None or distance < best[0]:
-            best = distance, n_layers, d_model
-    _, n_layers, d_model = best
-    n_rows = 4 if d_model < 128 else 8 if d_model < 256 else 16 if d_model < 512 else 64
+
+    def layers(d_model):
+        return max(4, d_model // 48)
+
+    def distance(d_model):
+        n = (12 * layers(d_model) * d_model + vocab_size) * d_model
+        return abs(math.log(n / n_weights))
+
+    d_model = min([64, 96, 128, 160, 192, 224, *range(256, 2049, 64)], key=distance)
+    if d_model < 128:
+        n_rows = 4
+    elif d_model < 256:
+        n_rows = 8
+    elif d_model < 512:
+        n_rows = 16
+    else:
+        n_rows = 64
     return {
-        'n_layers': n_layers,
+        'n_layers': layers(d_model),
         'd_model': d_model,
-        'batch_size': max(1, min(n_rows, n_tokens // 2048)),  # some steps an epoch, at least
+        'batch_size': max(1, min(n_rows, n_tokens // STEP_TOKENS)),       # some steps an epoch
         'lr': 8e-3 if d_model < 256 else 6e-3,
     }
 
@@ -44,7 +54,7 @@ def length_for(n_tokens, n_weights, budget, epochs=0):
     n_passes = min(budget / n_tokens, epochs)
     by_heart = n_passes > 1 and n_passes * n_weights / n_tokens > 5
     # 1 an epoch, but at most a thirtieth a step: a text of few steps would lose its tables
-    table_decay = min(1.0, round(n_tokens / 2048 / 30, 3))
+    table_decay = min(1.0, round(n_tokens / STEP_TOKENS / 30, 3))
     return {
         'epochs': epochs,
         'n_tokens': round(budget / epochs / 1e6, 4) if budget < epochs * n_tokens else 0.0,

@@ -156,7 +156,7 @@ def asked_ratings(model, texts, rating_ids, batch_tokens=8192):
     for batch in batches_by_length(pieces, batch_tokens):
         padded, n_targets = pad([ids for _, _, ids in batch], eos)
         x = model.hidden(padded[:, :-1].to(device))           # (B, T, C)
-        last = n_targets.to(device) - 1                        # (B,)
+        last = n_targets.to(device) - 1                       # (B,)
         x = x[torch.arange(len(batch), device=device), last]  # (B, C), at the end
         log_probs = model.logits(x)[:, rating_ids].float().log_softmax(dim=-1)
         numbers = torch.tensor([number for number, _, _ in batch], device=device)
