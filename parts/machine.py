@@ -90,7 +90,8 @@ def add_in_fixed_order():
     stay bit for bit alike.
     """
     os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    # use_deterministic_algorithms() would load the compiler, a second or two, for runs without it
+    torch.set_deterministic_debug_mode('warn')
     torch.utils.deterministic.fill_uninitialized_memory = False  # only finds bugs, and costs time
 
 
@@ -351,6 +352,7 @@ def compile_and_check(model, plain_loss, compiled_loss, dtype, device):
     """
     # All buckets of gradients are sent after the backward pass. (Sent one by one, a pass would be
     # cut into several.)
+    torch.use_deterministic_algorithms(True, warn_only=True)  # now the compiler's as well
     torch._dynamo.config.optimize_ddp = False
     torch._inductor.config.fallback_random = True  # dropout draws what it draws uncompiled
     with zeros_filled(model):

@@ -150,6 +150,17 @@ def test_an_epoch_of_a_part_of_the_tokens_takes_another_part_each_time(open_data
     assert len(parts[0] & parts[1]) < 0.5 * len(parts[0])
 
 
+def test_a_tenth_of_a_novel_is_not_its_first_chapters(open_data):
+    """One long text, a part of it in each epoch: the rows of an epoch lie all over it."""
+    data = open_data([60_000], n_tokens=0.006)
+    for epoch in range(2):
+        x, _ = epoch_of(data, epoch)
+        starts = x[:, 0].sort().values                        # distinct ids say where a row stands
+        assert starts[0] < 6_000 and starts[-1] > 54_000
+        gaps = starts.diff()
+        assert gaps.max() < 6_000 and gaps.min() > 0
+
+
 def test_a_batch_is_a_function_of_the_step_alone(monkeypatch, open_data):
     """Whatever was asked for before, through shards and epochs; another seed, another run."""
     monkeypatch.setattr(data_part, 'SHARD_TOKENS', 4 * 64 * 17)
