@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, run
+from conftest import ROOT, log, run
 
 from parts.corpus import read_split
 from parts.data import map_file, open_stream, read_meta
@@ -155,3 +155,45 @@ def test_offsets_and_a_shard_are_timed(tmp_path):
     assert f' {n_steps} steps\n' in said
     assert 'a shard of 256 steps' in said
     assert not list(tmp_path.iterdir()), 'nothing stays'
+
+
+# --- the staircase ---
+
+@pytest.mark.parametrize('ways', ['', 'masks', 'packing', 'short_rows', 'schedule', 'small_weights'])
+def test_without_an_idea_the_run_is_another_one(ways, demo, tmp_path):
+    flags = [f'--data_dir={demo}', '--n_tokens=0.004', '--chunk_size=1024', '--batch_size=1',
+             '--d_model=32', '--n_layers=1', '--compile=false', '--dtype=float32', '--device=cpu',
+             '--eval_tokens=0.002']
+    bench('without', ways, *flags, f'--out_dir={tmp_path}/without')
+    run('train.py', *flags, f'--out_dir={tmp_path}/plain')
+    losses = [log(tmp_path / name)[-1]['val_loss'] for name in ('without', 'plain')]
+    assert (losses[0] == losses[1]) == (ways == '')
+
+
+STAIRS = '''name,seed,lr,bits_per_char,seconds,curve
+nanoGPT,0,0.001,5.2,60,"[[60, 5.2]]"
+nanoGPT,0,0.002,5.1,60,"[[60, 5.1]]"
+"nanoGPT's ideas, here",0,0.002,5.0,50,"[[25, 5.5], [50, 5.0]]"
++ Muon,0,0.006,4.5,60,"[[20, 5.2], [40, 4.8], [60, 4.5]]"
++ Muon,1,0.006,4.7,60,"[[20, 5.2], [40, 4.8], [60, 4.7]]"
+'''
+
+
+def test_the_staircase_is_drawn_from_runs_that_were_kept(tmp_path):
+    (tmp_path / 'runs.csv').write_text(STAIRS)
+    bench('staircase', f'--results={tmp_path}/runs.csv', f'--draw={tmp_path}/stairs.svg')
+    drawn = (tmp_path / 'stairs.svg').read_text('utf-8')
+    # the best rate of each, the mean of the seeds
+    for words in ('nanoGPT -->', '5.100, 60 s', '5.000, 50 s', '4.600, 60 s'):
+        assert words in drawn
+
+
+@pytest.mark.long
+def test_the_staircase_climbs_and_makes_no_run_twice(demo, tmp_path):
+    flags = [f'--data_dir={demo}', '--n_tokens=0.003', '--batch_size=1', '--eval_tokens=0.002',
+             '--rates=1e-3', f'--results={tmp_path}/runs.csv']
+    first = bench('staircase', *flags)
+    assert first.count('seed 0') == 14
+    assert 'ours but: whole texts in a row' in first
+    again = bench('staircase', *flags)
+    assert again.strip() and again in first                   # the table alone

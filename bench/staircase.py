@@ -1,0 +1,233 @@
+"""What each idea is worth: from nanoGPT's ideas in this code to ours, one at a time, and back.
+
+    python -m bench.staircase --nanogpt=../nanoGPT --data_dir=data/movie
+    python -m bench.staircase --draw=assets/staircase.svg
+
+Up: AdamW, small random weights, rows cut anywhere and read as one text; then one idea after the
+other is added. Down: all ideas but one. Each run has the same shape, the same number of tokens and
+the same rows a step. Runs are kept in a file, and those that it holds are not made again.
+"""
+import csv
+import json
+import math
+import os
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from configurator import configure
+from parts.checkpoint import read_log
+from parts.data import read_meta
+from parts.errors import UserError, run_script
+
+data_dir = 'data/movie'          # what prepare.py wrote
+nanogpt = ''                     # a checkout of nanoGPT ('': only ours)
+n_tokens = 0.1                   # million, of every run
+batch_size = 4                   # rows of 256 a step
+eval_tokens = 0.02               # million: the score
+seeds = 1                        # of every run; rates are tried with the first
+rates = '1e-3,2e-3,4e-3'         # of AdamW
+results = 'out/staircase.csv'    # where the runs are kept
+draw = ''                        # draw them into this file, and train nothing
+configure(globals())
+
+ROOT = Path(__file__).resolve().parent.parent
+SHAPE = '--n_layers=6 --d_model=256 --nhead=4 --chunk_size=256 --read_share=0 --compile=false'
+# idea → what takes it away: a name of bench/without.py, or flags of train.py
+IDEAS = {
+    'texts see no other text': 'masks',
+    'whole texts in a row': 'packing',
+    'short rows for short texts': 'short_rows',
+    'a rate that falls to zero': 'schedule',
+    'blocks begin as nothing': 'small_weights',
+    'first weights by counting': '--bigram_init=false',
+    'Muon': '--optimizer=adamw',
+}
+COLUMNS = ['name', 'seed', 'lr', 'bits_per_char', 'seconds', 'curve']
+
+
+def main():
+    Path(results).parent.mkdir(parents=True, exist_ok=True)
+    if draw:
+        draw_stairs(read_results())
+        return
+    meta = read_meta(data_dir, 'tokenizer')
+    adamw_rates = rates.split(',')
+    for seed in range(seeds):
+        if nanogpt:
+            for lr in adamw_rates if seed == 0 else [best_rate('nanoGPT')]:
+                run_once('nanoGPT', seed, lr, lambda lr=lr, seed=seed: train_nanogpt(lr, seed, meta))
+        missing = dict(IDEAS)
+        climb('nanoGPT\'s ideas, here', missing, seed, adamw_rates)
+        first_rate = best_rate('nanoGPT\'s ideas, here')
+        for idea in IDEAS:
+            del missing[idea]
+            # with counted weights another rate may be the best, so all are tried once more
+            again = adamw_rates if idea == 'first weights by counting' else [first_rate]
+            climb(f'+ {idea}', missing, seed, again)
+        for idea in list(IDEAS)[:-1]:                         # the last is the stair before the top
+            climb(f'ours but: {idea}', {idea: IDEAS[idea]}, seed, [])
+    print_stairs(read_results())
+
+
+def climb(name, missing, seed, adamw_rates):
+    """Train without the ideas in `missing`, with each rate in the first seed, then with the best."""
+    if '--optimizer=adamw' not in missing.values():
+        adamw_rates = ['6e-3']                                # Muon's default, which was not tuned
+    for lr in adamw_rates if seed == 0 else [best_rate(name)]:
+        run_once(name, seed, lr, lambda lr=lr: train(missing.values(), lr, seed))
+
+
+def run_once(name, seed, lr, work):
+    """Keep (bits per character, seconds of training, curve), which work() returns."""
+    if any((row['name'], row['seed'], row['lr']) == (name, seed, float(lr))
+           for row in read_results()):
+        return
+    bits, seconds, curve = work()
+    is_new = not Path(results).exists()
+    with open(results, 'a', encoding='utf-8', newline='') as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        if is_new:
+            writer.writeheader()
+        writer.writerow({'name': name, 'seed': seed, 'lr': lr, 'bits_per_char': bits,
+                         'seconds': seconds, 'curve': json.dumps(curve)})
+    print(f'{name:36}  seed {seed}  lr {lr}  {bits:.4f} bits/char  {seconds:.0f} s', flush=True)
+
+
+def read_results():
+    """The runs so far, [{column: value}]."""
+    if not Path(results).exists():
+        return []
+    with open(results, encoding='utf-8') as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        row.update(seed=int(row['seed']), lr=float(row['lr']), seconds=float(row['seconds']),
+                   bits_per_char=float(row['bits_per_char']), curve=json.loads(row['curve']))
+    return rows
+
+
+def best_rate(name):
+    """The rate of the lowest score that the first seed has."""
+    tried = [row for row in read_results() if row['name'] == name and row['seed'] == 0]
+    return min(tried, key=lambda row: row['bits_per_char'])['lr']
+
+
+def train(missing, lr, seed):
+    """A run of ours → (bits per character, seconds of training, [(seconds, bits), …])."""
+    ways = ','.join(way for way in missing if not way.startswith('-'))
+    steps = int(n_tokens * 1e6) // (batch_size * 256)
+    with tempfile.TemporaryDirectory() as work:
+        words = [f'--data_dir={Path(data_dir).resolve()}', f'--out_dir={work}/out', f'--lr={lr}',
+                 f'--seed={seed}', f'--batch_size={batch_size}', f'--n_tokens={n_tokens}',
+                 f'--eval_tokens={eval_tokens}', f'--eval_interval={math.ceil(steps / 4)}',
+                 *SHAPE.split(), *[way for way in missing if way.startswith('-')]]
+        run_python(['-m', 'bench.without', ways, *words], ROOT)
+        curve = [(float(row['seconds']), float(row['bits_per_char']))
+                 for row in read_log(f'{work}/out/log.csv') if row['bits_per_char']]
+    return curve[-1][1], curve[-1][0], curve
+
+
+def train_nanogpt(lr, seed, meta):
+    """The same of nanoGPT, copied and not changed, on the same tokens."""
+    source = Path(nanogpt).expanduser()
+    if not (source / 'train.py').exists():
+        raise UserError(f'nanogpt={nanogpt!r} is no checkout of nanoGPT')
+    steps = int(n_tokens * 1e6) // (batch_size * 256)
+    with tempfile.TemporaryDirectory() as work:
+        folder = Path(work, 'nanogpt')
+        shutil.copytree(source, folder, ignore=shutil.ignore_patterns('.git', 'out*'))
+        (folder / 'data/kr').mkdir()
+        for name in ('train.bin', 'val.bin'):
+            os.symlink(Path(data_dir, 'tokenizer', name).resolve(), folder / 'data/kr' / name)
+        (folder / 'data/kr/meta.pkl').write_bytes(pickle.dumps({'vocab_size': meta['vocab_size']}))
+        # its config file is a program too: the seed, which train.py fixes by itself
+        (folder / 'seed.py').write_text(
+            f'import torch\nplant = torch.manual_seed\n'
+            f'torch.manual_seed = lambda number: plant(number + {seed})\n')
+        said = run_python(
+            ['train.py', 'seed.py', '--dataset=kr', '--device=cpu', '--dtype=float32',
+             '--compile=False', '--n_layer=6', '--n_head=4', '--n_embd=256', '--block_size=256',
+             f'--batch_size={batch_size}', '--gradient_accumulation_steps=1', '--dropout=0.0',
+             f'--learning_rate={lr}', f'--min_lr={float(lr) / 10}', '--weight_decay=0.1',
+             f'--warmup_iters={min(100, steps // 10)}', f'--lr_decay_iters={steps}',
+             f'--max_iters={steps}', f'--eval_interval={steps}', '--eval_iters=1',
+             '--log_interval=1'], folder)
+        times = [float(ms) / 1e3 for ms in re.findall(r'time ([\d.]+)ms', said)]
+        score = run_python(['-m', 'bench.nanogpt_score', f'--nanogpt={folder}',
+                            f'--data_dir={data_dir}', f'--n_tokens={eval_tokens}'], ROOT)
+    bits = json.loads(score)['bits_per_char']
+    seconds = sum(times[1:-1]) / (len(times) - 2) * steps     # validations are in the two others
+    return bits, seconds, [(seconds, bits)]
+
+
+def run_python(words, folder):
+    """What a script prints. Raises UserError where it fails."""
+    done = subprocess.run([sys.executable, *words], cwd=folder, text=True, capture_output=True)
+    if done.returncode:
+        raise UserError(f'{" ".join(words)}: {done.stderr[-1000:]}')
+    return done.stdout
+
+
+def summary(rows):
+    """[(name, rate, scores of the seeds, mean seconds, time to the first stair's score or None)]"""
+    stairs = []
+    for name in dict.fromkeys(row['name'] for row in rows):
+        lr = min((row for row in rows if row['name'] == name and row['seed'] == 0),
+                 key=lambda row: row['bits_per_char'])['lr']
+        runs = [row for row in rows if row['name'] == name and row['lr'] == lr]
+        stairs.append((name, lr, [row['bits_per_char'] for row in runs],
+                       sum(row['seconds'] for row in runs) / len(runs), runs[0]['curve']))
+    mark = next(scores[0] for name, _, scores, _, _ in stairs if 'here' in name)
+    return [(name, lr, scores, seconds, time_to(curve, mark))
+            for name, lr, scores, seconds, curve in stairs]
+
+
+def time_to(curve, mark):
+    """The seconds after which a curve is first at the mark or below, in a straight line between
+    two validations; None where it never is."""
+    before = None
+    for seconds, bits in curve:
+        if bits <= mark:
+            if before is None:
+                return seconds
+            share = (before[1] - mark) / (before[1] - bits)
+            return before[0] + share * (seconds - before[0])
+        before = seconds, bits
+    return None
+
+
+def print_stairs(rows):
+    print(f'\n{"":36}  rate   bits/char (spread)  seconds  to the first stair\'s score')
+    for name, lr, scores, seconds, to_mark in summary(rows):
+        mean, spread = sum(scores) / len(scores), max(scores) - min(scores)
+        reached = '' if to_mark is None else f'{to_mark:.0f} s'
+        print(f'{name:36}  {lr:.0e}  {mean:.3f} ({spread:.3f}, {len(scores)} seeds)'
+              f'  {seconds:5.0f} s  {reached}')
+
+
+def draw_stairs(rows):
+    """Bits per character of each stair, up and then down."""
+    from matplotlib.figure import Figure
+    stairs = summary(rows)
+    figure = Figure(figsize=(8, 0.32 * len(stairs) + 0.9), layout='constrained')
+    axes = figure.subplots()
+    for n, (name, _, scores, seconds, _) in enumerate(stairs):
+        mean = sum(scores) / len(scores)
+        colour = 'C1' if name == 'nanoGPT' else 'C2' if name.startswith('ours') else 'C0'
+        axes.barh(n, mean, color=colour, height=0.7)
+        axes.text(mean, n, f' {mean:.3f}, {seconds:.0f} s', va='center', fontsize=8)
+    every = [score for stair in stairs for score in stair[2]]
+    axes.set_xlim(min(every) - 0.15, max(every) + 0.2)
+    axes.set_yticks(range(len(stairs)), [stair[0] for stair in stairs], fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel('bits per character, and seconds of training')
+    axes.spines[['top', 'right']].set_visible(False)
+    figure.savefig(draw)
+
+
+if __name__ == '__main__':
+    run_script(main)

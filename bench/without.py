@@ -1,0 +1,74 @@
+"""train.py as it would be without some of its ideas: nanoGPT's way in their place.
+
+    python -m bench.without masks,packing config/demo.py --out_dir=out/plain
+
+The names are the keys of WAYS. What a flag of train.py turns off (Muon, counted weights, compiling)
+is no key here.
+"""
+import math
+import runpy
+import sys
+from pathlib import Path
+
+import torch
+
+import model
+import parts.data
+import parts.optim
+
+
+def masks():
+    """A token looks back over everything in its row, other texts too."""
+    def mask(self, idx, position):
+        distance = position[:, None] - position[None, :]      # (T, T)
+        return (distance >= 0) & (distance < self.config.chunk_size)
+
+    model.Decoder.mask = mask
+
+
+def packing():
+    """Rows are cut anywhere out of the stream: all texts are one long one."""
+    open_stream = parts.data.open_stream
+
+    def open_as_one(folder, meta, side):
+        tokens, offsets = open_stream(folder, meta, side)
+        return tokens, offsets[[0, -1]] if side == 'train' else offsets
+
+    parts.data.open_stream = open_as_one
+
+
+def short_rows():
+    """Rows have chunk_size tokens, however short the texts are."""
+    parts.data.row_length = lambda lengths, T: T
+
+
+def schedule():
+    """The rate ends at a tenth of its peak and not at zero, after a warmup of a tenth at most."""
+    def get_lr(step, steps, peak):
+        warmup = min(100, max(1, steps // 10))
+        if step < warmup:
+            return peak * (step + 1) / (warmup + 1)
+        done = (step - warmup) / max(1, steps - warmup)
+        return peak * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done)))
+
+    parts.optim.get_lr = get_lr
+
+
+def small_weights():
+    """All matrices begin at random, of size 0.02, and so does the embedding."""
+    def init_weights(self):
+        for name, p in self.named_parameters():
+            if p.ndim == 2:
+                late = name.endswith(('o_proj.weight', 'down_proj.weight'))
+                std = 0.02 / math.sqrt(2 * self.config.n_layers) if late else 0.02
+                torch.nn.init.normal_(p, std=std)
+
+    model.Model.init_weights = init_weights
+
+
+WAYS = {way.__name__: way for way in (masks, packing, short_rows, schedule, small_weights)}
+
+if __name__ == '__main__':
+    for name in filter(None, sys.argv.pop(1).split(',')):
+        WAYS[name]()
+    runpy.run_path(str(Path(__file__).resolve().parent.parent / 'train.py'), run_name='__main__')
