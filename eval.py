@@ -25,12 +25,15 @@ from itertools import accumulate
 from json import dumps
 from pathlib import Path
 
+from parts.errors import UserError, how_to_wait, run_script
+
+os.environ.update(how_to_wait())  # before torch reads it
+
 import torch
 
 from configurator import configure
 from parts.checkpoint import read_json
 from parts.corpus import RATING_NAMES, check_texts, cleaner, read_split
-from parts.errors import UserError, run_script
 from parts.folder import MODEL_FLAGS, find_model_folder, open_model
 from parts.machine import explain_failures, keep_freed_memory, select_device, select_dtype
 from parts.pictures import colour_by_surprise, draw_ladder, draw_scaling

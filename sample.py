@@ -11,14 +11,18 @@
 Start reading here: main, write_texts and write_batch tell the story from a person's side.
 How ids become logits, and logits the next ids, is in model.py.
 """
+import os
 import sys
+
+from parts.errors import UserError, how_to_wait, run_script
+
+os.environ.update(how_to_wait())  # before torch reads it
 
 import torch
 
 from configurator import configure
 from model import generate
 from parts.corpus import RATING_NAMES, cleaner
-from parts.errors import UserError, run_script
 from parts.folder import MODEL_FLAGS, find_model_folder, open_model
 from parts.guidance import Guided
 from parts.machine import select_device

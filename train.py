@@ -12,12 +12,17 @@ The batch of step s is a function of (data, settings, s) and nothing else. So a 
 run that never stopped and, without dropout, four processes draw the curve of one.
 """
 import math
+import os
 import shlex
 import time
 import zlib
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
+
+from parts.errors import UserError, how_to_wait, print0
+
+os.environ.update(how_to_wait())  # before torch reads it
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -38,7 +43,6 @@ from parts.checkpoint import (
 )
 from parts.corpus import RATING_NAMES, check_texts
 from parts.data import Data, read_meta
-from parts.errors import UserError, print0
 from parts.machine import (
     StopRequest,
     all_reduce,
@@ -496,8 +500,10 @@ def choose_computation(model, run, data, device):
     dtype, how = from_rank0(select_dtype(run.dtype, device))
     peak = from_rank0(matmul_peak(device, dtype)) * world_size
     n_parameters = sum(p.numel() for p in model.parameters())
+    spins = os.environ.get('GOMP_SPINCOUNT')
+    spins = f', threads that wait spin {spins} times' if spins else ''
     print0(f'{run.arch} of {n_parameters:,} parameters on {world_size} × {device.type} in {how}, '
-           f'{"" if compiled else "not "}compiled, measured peak {peak / 1e12:.2f} TFLOP/s\n'
+           f'{"" if compiled else "not "}compiled, measured peak {peak / 1e12:.2f} TFLOP/s{spins}\n'
            f'{data.steps:,} steps of {data.tokens_per_step:,} tokens: '
            f'{run.epochs} × {data.tokens_per_epoch:,}')
     return dtype, compiled, peak

@@ -4,8 +4,9 @@
 
 OpenMP's threads wait for each other at the end of every parallel region, and spin while they wait.
 Beside a busy process one of them is often without a core, and the others spin for nothing. For each
-number of spins (GOMP_SPINCOUNT; by itself OpenMP takes 300,000) and each number of neighbours the
-demo model trains for some steps, one after the other, in as many rounds as asked.
+number of spins (GOMP_SPINCOUNT; by itself OpenMP takes 300,000, and 'auto' is what train.py sets)
+and each number of neighbours the demo model trains for some steps, one after the other, in as many
+rounds as asked. 'one' is a single thread, which waits for nobody.
 """
 import csv
 import os
@@ -18,7 +19,7 @@ from configurator import configure
 from parts.errors import UserError, run_script
 
 data_dir = 'data/demo'         # what prepare.py wrote
-spins = '300000,10000,1000,100,10'
+spins = 'auto,300000,10000,1000,100,one'
 neighbours = '0,1,2'           # how many busy processes
 threads = 2                    # of the run
 steps = 60                     # of which the first ten are not counted
@@ -45,7 +46,10 @@ def main():
 
 def speed(spin, n_neighbours):
     """Tokens a second of the demo model beside busy neighbours."""
-    env = {**os.environ, 'OMP_NUM_THREADS': str(threads), 'GOMP_SPINCOUNT': spin}
+    env = {**os.environ, 'OMP_NUM_THREADS': '1' if spin == 'one' else str(threads)}
+    env.pop('GOMP_SPINCOUNT', None)
+    if spin.isdigit():
+        env['GOMP_SPINCOUNT'] = spin
     busy = [subprocess.Popen([sys.executable, '-c', 'while True: pass'])
             for _ in range(n_neighbours)]
     try:

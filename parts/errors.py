@@ -1,8 +1,9 @@
-"""How a script ends: a person's mistake is one sentence and exit status 2; a traceback is a bug of
-ours.
+"""How a script begins and ends: it looks whether it is alone; a person's mistake is one sentence and
+exit status 2; a traceback is a bug of ours.
 """
 import os
 import sys
+import time
 from pathlib import Path
 
 
@@ -11,6 +12,29 @@ class UserError(Exception):
 
     Parts raise it; only scripts exit.
     """
+
+
+def how_to_wait():
+    """{variable of the environment: value} for torch's threads, to be set before torch is imported.
+
+    OpenMP's threads wait for each other at the end of every loop, and meanwhile spin: 300,000 times
+    before they give their core away. Alone on a machine that is the fastest way. Beside a busy
+    program a thread that spins holds the core that the late one needs, so 1,000 times are enough
+    there (LOG.md, Neighbours). What a person has set stands. The sums do not depend on it.
+    """
+    if {'GOMP_SPINCOUNT', 'OMP_WAIT_POLICY'} & set(os.environ):
+        return {}
+    try:
+        n_threads = int(os.environ.get('OMP_NUM_THREADS') or len(os.sched_getaffinity(0)))
+        others = os.cpu_count()
+        for _ in range(5):                                    # one that works is there every time
+            running = int(Path('/proc/loadavg').read_text().split()[3].split('/')[0])
+            others = min(others, running - 1)
+            time.sleep(0.01)
+    except (AttributeError, OSError, ValueError, IndexError):  # no Linux
+        return {}
+    alone = n_threads == 1 or n_threads + others <= os.cpu_count()
+    return {} if alone else {'GOMP_SPINCOUNT': '1000'}
 
 
 def print0(*words, file=None):

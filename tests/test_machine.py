@@ -1,14 +1,15 @@
 """The machine: formats are measured, compiled passes are checked, failures are sentences."""
 import math
+import os
 from functools import partial
 
 import pytest
 import torch
-from conftest import random_model
+from conftest import random_model, run
 
 from model import Config, build
 from parts import machine
-from parts.errors import UserError
+from parts.errors import UserError, how_to_wait
 
 CPU = torch.device('cpu')
 
@@ -280,3 +281,27 @@ def test_what_is_none_of_these_keeps_its_traceback(monkeypatch, error):
     monkeypatch.setattr(machine, 'world_size', 2)
     with pytest.raises(type(error)), machine.explain_failures('--micro_batch'):
         raise error
+
+
+# --- neighbours ---
+
+def test_threads_spin_less_beside_others_and_a_persons_word_stands(monkeypatch):
+    for name in ('GOMP_SPINCOUNT', 'OMP_WAIT_POLICY'):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv('OMP_NUM_THREADS', '2')
+    monkeypatch.setattr(os, 'cpu_count', lambda: 10_000)      # there are not so many others
+    assert how_to_wait() == {}
+    monkeypatch.setattr(os, 'cpu_count', lambda: 1)           # two threads are too many
+    assert how_to_wait() == {'GOMP_SPINCOUNT': '1000'}
+    monkeypatch.setenv('OMP_NUM_THREADS', '1')                # one waits for nobody
+    assert how_to_wait() == {}
+    monkeypatch.setenv('OMP_NUM_THREADS', '2')
+    monkeypatch.setenv('OMP_WAIT_POLICY', 'ACTIVE')
+    assert how_to_wait() == {}
+
+
+def test_a_run_says_that_its_threads_spin_less(demo, tmp_path):
+    said = run('train.py', f'--data_dir={demo}', '--n_tokens=0.002', '--batch_size=2', '--d_model=32',
+               '--n_layers=1', '--dtype=float32', f'--out_dir={tmp_path}',
+               env={'OMP_NUM_THREADS': str(os.cpu_count() + 1)}).stdout
+    assert 'threads that wait spin 1000 times' in said
