@@ -26,7 +26,7 @@ from parts.scoring import BITS_OF_UNSEEN
 SHARD_TOKENS = 2 ** 20       # tokens in a shard, about: a million
 MOST_GROUPS = 2 ** 20        # more texts than this are shuffled in groups
 LONG = 4                     # a text of more rows than this is cut anew in every epoch
-MOST_SPREAD = 16             # an epoch of a part of the data takes it from up to so many times it
+MOST_SPREAD = 16             # a part of a long text is taken from a stretch of up to so many times it
 CHECKED_BYTES = 2 ** 28      # a larger file is not read at the start to find damage
 
 
@@ -102,8 +102,8 @@ class Data:
             the queue   | text 7 | text 2     | text 9  | text 4 | …
             a shard      from_token ├────────────┤ to_token
 
-        Where an epoch is a tenth of the data, its shards span ten times what they hold, and take a
-        tenth of the rows: a tenth of a novel, but not its first chapters.
+        Where an epoch is a tenth of one long text, its shards span ten times what they hold, and
+        take a tenth of the pieces: a tenth of a novel, but not its first chapters.
         Rows are not quite full, so there are a few more than the shard's steps take. They are left
         out, other ones in each epoch.
         """
@@ -124,8 +124,9 @@ class Data:
         inside = (queue_start + length > from_token) & (queue_start < to_token)
         rng = np.random.default_rng((self.seed, epoch, shard))
         chosen = rng.permutation(np.flatnonzero(inside))
-        enough = np.searchsorted(length[chosen].cumsum(), n_steps * self.tokens_per_step) + 1
-        chosen = chosen[:enough]
+        if self.spread > 1:
+            enough = np.searchsorted(length[chosen].cumsum(), n_steps * self.tokens_per_step) + 1
+            chosen = chosen[:enough]
         text, offset, length = text[chosen], offset[chosen], length[chosen]
         rows = pack(starts[text] + offset, length, offset == 0, self.row_length)
         return [rows[n] for n in rng.permutation(len(rows))]
@@ -180,7 +181,9 @@ class Data:
         self.tokens_per_epoch = len(self.tokens) - 1
         if run.n_tokens:
             self.tokens_per_epoch = min(int(run.n_tokens * 1e6), self.tokens_per_epoch)
-        self.spread = min(len(self.tokens) / self.tokens_per_epoch, MOST_SPREAD)
+        # texts in random order lie all over the data by themselves; the pieces of a long one do not
+        is_long = lengths.mean() > LONG * self.row_length
+        self.spread = min(len(self.tokens) / self.tokens_per_epoch, MOST_SPREAD) if is_long else 1
         self.steps_per_epoch = self.tokens_per_epoch // self.tokens_per_step
         self.steps_per_shard = max(1, SHARD_TOKENS // self.tokens_per_step)
         self.steps = run.epochs * self.steps_per_epoch

@@ -368,5 +368,9 @@ def guess_encoding(head):
     try:
         codecs.getincrementaldecoder(likely)().decode(head)  # it may end within a character
     except UnicodeError:
+        n_high = sum(byte >= 128 for byte in head)
+        if n_high * 10 < len(head):                           # letters, some of them with accents
+            return ('it may be in a Western European encoding: say --encoding=cp1252, and look '
+                    'whether the accents are right')
         return 'convert it to UTF-8 (iconv -f ENCODING -t UTF-8) or say --encoding='
     return f'it looks like {likely}: say --encoding={likely}'
