@@ -304,6 +304,15 @@ def test_an_old_file_is_named_and_then_read(tmp_path, name, bom):
     assert sorted(reviews(tmp_path / 'data/r')) == sorted(RATED)
 
 
+def test_a_novel_of_western_europe_is_told_what_to_try(tmp_path):
+    text = 'Der Junge lief über die Straße, während die Großmutter schlief. À bientôt, dit-elle.\n'
+    (tmp_path / 'novel.txt').write_bytes((text * 9).encode('cp1252'))
+    words = ['--source=novel.txt', '--unit=file', '--mode=manual']
+    assert '--encoding=cp1252' in refused(tmp_path, *words)
+    works(tmp_path, *words, '--encoding=cp1252')
+    assert 'Großmutter schlief. À bientôt' in (tmp_path / 'data/novel/train.txt').read_text('utf-8')
+
+
 def test_strange_ratings_and_texts(tmp_path):
     rows = [
         (True, 'a'),
