@@ -17,7 +17,6 @@ import shlex
 import time
 import zlib
 from pathlib import Path
-from statistics import median
 from types import SimpleNamespace
 
 from parts.errors import UserError, how_to_wait, print0
@@ -104,9 +103,9 @@ settings = configure(globals())
 RATING_WEIGHT = 10     # a rating that is asked for counts as 10 tokens (LOG.md, Reading ratings)
 GRAD_CLIP = 1.0        # the longest gradient that is allowed
 # Of --minutes: the share of the peak that training usually reaches (a guess for the width, before
-# the speed is measured), the steps that measure it, and the share of the time that is left when
-# imports, counting, validation and saving are done
-USUAL_SHARE, TRIALS, TRAINING_SHARE = 0.45, 9, 0.88
+# the speed is measured), the share of the time that goes into measuring it, in seconds at most, and
+# the share that is left when imports, counting, validation and saving are done
+USUAL_SHARE, TRIAL_SHARE, MOST_TRIAL_SECONDS, TRAINING_SHARE = 0.45, 0.04, 20, 0.88
 # When a run goes on, only these may differ from its own settings; NOT_KEPT are not stored with it.
 MAY_CHANGE = {'data_dir', 'micro_batch', 'eval_interval', 'eval_tokens', 'log_interval',
               'device', 'dtype', 'compile', 'show'}
@@ -385,11 +384,12 @@ def fit_to_minutes(run, meta, base, device):
     shape['batch_size'] = math.ceil(shape['batch_size'] / world_size) * world_size
     chosen = {} if base else choose(run, shape)
 
-    model, step_seconds, step_tokens, compiled = time_steps(run, meta, flops, dtype, device)
+    model, step_seconds, step_tokens, compiled, measuring = time_steps(
+        run, meta, flops, dtype, device)
     n_weights = sum(p.numel() for p in model.parameters())
     spent = time.perf_counter() - start
     # The run itself begins like this, too. What was compiled is in a cache by then.
-    again = (spent - TRIALS * step_seconds) / (2 if compiled else 1)
+    again = (spent - measuring) / (2 if compiled else 1)
     seconds = from_rank0((60 * run.minutes - spent - again) * TRAINING_SHARE)
     if seconds <= 0:
         raise UserError(f'minutes={run.minutes:g}: to begin takes {spent + again:.0f} s here')
@@ -416,7 +416,9 @@ def choose(run, values):
 
 
 def time_steps(run, meta, flops, dtype, device):
-    """(a model, the seconds of a step, its tokens, whether it is compiled). flops: of the run."""
+    """(a model, the seconds of a step, its tokens, whether it is compiled, the seconds that the
+    measuring took). flops: of the run.
+    """
     data = Data(run, meta, rank, world_size)
     micro_rows = choose_micro_rows(run, data)
     model = new_model(run, data, meta, None).to(device)
@@ -427,18 +429,25 @@ def time_steps(run, meta, flops, dtype, device):
         model, batch, rating_ids, micro_rows, dtype, compiled, device)
     optimizer = make_optimizer(model, run.optimizer, run.lr, 0, False, dtype)
     synchronize = getattr(torch, device.type).synchronize
-    seconds = []
-    # Not best_time(): it goes by the clock of each process, and all must make the same passes.
-    for _ in range(TRIALS):
+
+    def seconds_of(n_steps):
         synchronize()
         start = time.perf_counter()
-        for _ in range(data.rows_per_rank // micro_rows):
-            trial_loss(network, batch, micro_rows, rating_ids, dtype, device).backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for _ in range(n_steps):
+            for _ in range(data.rows_per_rank // micro_rows):
+                trial_loss(network, batch, micro_rows, rating_ids, dtype, device).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         synchronize()
-        seconds.append(time.perf_counter() - start)
-    return model, median(seconds), data.tokens_per_step, compiled
+        return time.perf_counter() - start
+
+    # A few steps ready everything, and tell how many more there is time for: the more, the less a
+    # moment matters in which the machine was busy. All processes must make the same number.
+    first = seconds_of(3)
+    measuring = min(60 * run.minutes * TRIAL_SHARE, MOST_TRIAL_SECONDS)
+    n_steps = from_rank0(max(3, int(measuring / (first / 3))))
+    seconds = seconds_of(n_steps)
+    return model, seconds / n_steps, data.tokens_per_step, compiled, first + seconds
 
 
 # --- the model before the first step ---

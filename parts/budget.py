@@ -19,7 +19,7 @@ def shape_for(n_tokens, flops):
     # How many weights the blocks have, 12 d_model² each. The best number grows with a power of the
     # operations (0.5 in large models, Hoffmann et al. 2022, arXiv:2203.15556; less in small ones).
     # Embedding and head do not count: texts of 65 characters and of 8,000 sub-words want the same.
-    n_weights = 2.4e5 * (flops / 3.3e12) ** 0.4
+    n_weights = 5.5e5 * (flops / 3.3e12) ** 0.4
 
     def layers(d_model):
         return max(4, d_model // 48)
