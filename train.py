@@ -380,7 +380,7 @@ def fit_to_minutes(run, meta, base, device):
     dtype, _ = from_rank0(select_dtype(run.dtype, device))
     peak = from_rank0(matmul_peak(device, dtype)) * world_size
     flops = 60 * run.minutes * peak * USUAL_SHARE
-    shape = shape_for(n_tokens, flops)
+    shape = shape_for(n_tokens, meta['vocab_size'], flops)
     shape['batch_size'] = math.ceil(shape['batch_size'] / world_size) * world_size
     chosen = {} if base else choose(run, shape)
 

@@ -3,7 +3,7 @@
     tokens of the text, operations that the time allows → shape_for → a model of that shape, some
     steps of it → how many tokens fit into the time → length_for
 
-Fitted to decoders, in runs of 3 and 19 TFLOP on two CPU cores; beyond that it is a guess. See
+Fitted to decoders, in runs of one and five minutes of two CPU cores; beyond that it is a guess. See
 docs/LOG.md, One dial.
 """
 import math
@@ -12,20 +12,21 @@ MOST_EPOCHS = 60           # more passes over a text only learn it by heart
 STEP_TOKENS = 8 * 256      # of a step, about
 
 
-def shape_for(n_tokens, flops):
+def shape_for(n_tokens, vocab_size, flops):
     """{setting of train.py: value}: the model, and the steps, for a text of n_tokens where there is
     time for so many floating-point operations.
     """
-    # How many weights the blocks have, 12 d_model² each. The best number grows with a power of the
-    # operations (0.5 in large models, Hoffmann et al. 2022, arXiv:2203.15556; less in small ones).
-    # Embedding and head do not count: texts of 65 characters and of 8,000 sub-words want the same.
+    # How many weights a pass multiplies with: 12 d_model² in a block, vocab_size d_model in the
+    # head. The best number grows with a power of the operations (0.5 in large models, Hoffmann et
+    # al. 2022, arXiv:2203.15556; less in small ones, whose head is a large part).
     n_weights = 5.5e5 * (flops / 3.3e12) ** 0.4
 
     def layers(d_model):
         return max(4, d_model // 48)
 
     def distance(d_model):
-        return abs(math.log(12 * layers(d_model) * d_model ** 2 / n_weights))
+        n = (12 * layers(d_model) * d_model + vocab_size) * d_model
+        return abs(math.log(n / n_weights))
 
     d_model = min([64, 96, 128, 160, 192, 224, *range(256, 2049, 64)], key=distance)
     if d_model < 128:

@@ -267,12 +267,14 @@ def test_a_run_has_no_time_where_beginning_takes_all_of_it(demo, tmp_path):
 
 
 def test_more_time_gives_a_larger_model_and_a_smaller_text_more_epochs():
-    shapes = [shape_for(10 ** 8, flops) for flops in (1e9, 3e12, 3e13, 3e14, 1e18, 1e22)]
+    shapes = [shape_for(10 ** 8, 8000, flops) for flops in (1e9, 3e12, 3e13, 3e14, 1e18, 1e22)]
     widths = [shape['d_model'] for shape in shapes]
     assert widths == sorted(widths) and len(set(widths)) >= 4
     for shape in shapes:
         assert shape['d_model'] % (2 * max(1, round(shape['d_model'] / 64))) == 0
-    assert shape_for(5000, 3e12)['batch_size'] == 2
+    assert shape_for(5000, 8000, 3e12)['batch_size'] == 2
+    # a vocabulary of few characters leaves more for the blocks
+    assert shape_for(10 ** 8, 70, 1.6e13)['d_model'] > shape_for(10 ** 8, 8000, 1.6e13)['d_model']
 
 
 @pytest.mark.parametrize('n_tokens, budget, epochs, expected', [
