@@ -159,7 +159,7 @@ def train_nanogpt(lr, seed, meta):
         times = [float(ms) / 1e3 for ms in re.findall(r'time ([\d.]+)ms', said)]
         score = run_python(['-m', 'bench.nanogpt_score', f'--nanogpt={folder}',
                             f'--data_dir={data_dir}', f'--n_tokens={eval_tokens}'], ROOT)
-    bits = json.loads(score)['bits_per_char']
+    bits = json.loads(score.splitlines()[-1])['bits_per_char']  # nanoGPT prints a line before
     seconds = sum(times[1:-1]) / (len(times) - 2) * steps     # validations are in the two others
     return bits, seconds, [(seconds, bits)]
 
