@@ -55,12 +55,10 @@ def main():
     if draw:
         draw_stairs(read_results())
         return
-    meta = read_meta(data_dir, 'tokenizer')
     adamw_rates = rates.split(',')
     for seed in range(seeds):
         if nanogpt:
-            for lr in adamw_rates if seed == 0 else [best_rate('nanoGPT')]:
-                run_once('nanoGPT', seed, lr, lambda lr=lr, seed=seed: train_nanogpt(lr, seed, meta))
+            climb('nanoGPT', None, seed, adamw_rates)
         missing = dict(IDEAS)
         climb('nanoGPT\'s ideas, here', missing, seed, adamw_rates)
         first_rate = best_rate('nanoGPT\'s ideas, here')
@@ -75,11 +73,18 @@ def main():
 
 
 def climb(name, missing, seed, adamw_rates):
-    """Train without the ideas in `missing`, with each rate in the first seed, then with the best."""
-    if '--optimizer=adamw' not in missing.values():
+    """Train without the ideas in `missing` (None: nanoGPT itself), in the first seed with each
+    rate, then with the best.
+    """
+    def work(lr):
+        if missing is None:
+            return train_nanogpt(lr, seed)
+        return train(missing.values(), lr, seed)
+
+    if missing is not None and '--optimizer=adamw' not in missing.values():
         adamw_rates = ['6e-3']                                # Muon's default, which was not tuned
     for lr in adamw_rates if seed == 0 else [best_rate(name)]:
-        run_once(name, seed, lr, lambda lr=lr: train(missing.values(), lr, seed))
+        run_once(name, seed, lr, lambda lr=lr: work(lr))
 
 
 def run_once(name, seed, lr, work):
@@ -131,8 +136,9 @@ def train(missing, lr, seed):
     return curve[-1][1], curve[-1][0], curve
 
 
-def train_nanogpt(lr, seed, meta):
+def train_nanogpt(lr, seed):
     """The same of nanoGPT, copied and not changed, on the same tokens."""
+    meta = read_meta(data_dir, 'tokenizer')
     source = Path(nanogpt).expanduser()
     if not (source / 'train.py').exists():
         raise UserError(f'nanogpt={nanogpt!r} is no checkout of nanoGPT')
