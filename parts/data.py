@@ -26,7 +26,7 @@ from parts.scoring import BITS_OF_UNSEEN
 SHARD_TOKENS = 2 ** 20       # tokens in a shard, about: a million
 MOST_GROUPS = 2 ** 20        # more texts than this are shuffled in groups
 LONG = 4                     # a text of more rows than this is cut anew in every epoch
-MOST_SPREAD = 16             # a part of a long text is taken from a stretch of up to so many times it
+MOST_SPREAD = 16             # a part of a long text lies in a stretch of up to so many times it
 CHECKED_BYTES = 2 ** 28      # a larger file is not read at the start to find damage
 
 

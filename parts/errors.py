@@ -1,5 +1,5 @@
-"""How a script begins and ends: it looks whether it is alone; a person's mistake is one sentence and
-exit status 2; a traceback is a bug of ours.
+"""How a script begins and ends: it looks whether it is alone; a person's mistake is one sentence
+and exit status 2; a traceback is a bug of ours.
 """
 import os
 import sys

@@ -159,7 +159,8 @@ def test_offsets_and_a_shard_are_timed(tmp_path):
 
 # --- the staircase ---
 
-@pytest.mark.parametrize('ways', ['', 'masks', 'packing', 'short_rows', 'schedule', 'small_weights'])
+@pytest.mark.parametrize(
+    'ways', ['', 'masks', 'packing', 'short_rows', 'schedule', 'small_weights'])
 def test_without_an_idea_the_run_is_another_one(ways, demo, tmp_path):
     flags = [f'--data_dir={demo}', '--n_tokens=0.004', '--chunk_size=1024', '--batch_size=1',
              '--d_model=32', '--n_layers=1', '--compile=false', '--dtype=float32', '--device=cpu',

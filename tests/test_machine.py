@@ -301,7 +301,7 @@ def test_threads_spin_less_beside_others_and_a_persons_word_stands(monkeypatch):
 
 
 def test_a_run_says_that_its_threads_spin_less(demo, tmp_path):
-    said = run('train.py', f'--data_dir={demo}', '--n_tokens=0.002', '--batch_size=2', '--d_model=32',
-               '--n_layers=1', '--dtype=float32', f'--out_dir={tmp_path}',
+    said = run('train.py', f'--data_dir={demo}', f'--out_dir={tmp_path}', '--n_tokens=0.002',
+               '--batch_size=2', '--d_model=32', '--n_layers=1', '--dtype=float32',
                env={'OMP_NUM_THREADS': str(os.cpu_count() + 1)}).stdout
     assert 'threads that wait spin 1000 times' in said
