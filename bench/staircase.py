@@ -224,10 +224,11 @@ def draw_stairs(rows):
     for n, (name, _, scores, seconds, _) in enumerate(stairs):
         mean = sum(scores) / len(scores)
         colour = 'C1' if name == 'nanoGPT' else 'C2' if name.startswith('ours') else 'C0'
-        axes.barh(n, mean, color=colour, height=0.7)
-        axes.text(mean, n, f' {mean:.3f}, {seconds:.0f} s', va='center', fontsize=8)
+        axes.plot(scores, [n] * len(scores), 'o', color=colour)
+        axes.text(max(scores), n, f'   {mean:.3f}, {seconds:.0f} s', va='center', fontsize=8)
     every = [score for stair in stairs for score in stair[2]]
-    axes.set_xlim(min(every) - 0.15, max(every) + 0.2)
+    axes.set_xlim(min(every) - 0.05, max(every) + 0.25)
+    axes.grid(axis='y', linewidth=0.4)
     axes.set_yticks(range(len(stairs)), [stair[0] for stair in stairs], fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel('bits per character, and seconds of training')
