@@ -822,17 +822,23 @@ def interrupt(folder, words, when, signal_number, everyone=False):
 
     Ctrl-C in a terminal goes to everyone: to the script and to the processes that it has started.
     """
+    # behind nohup a process is deaf to SIGINT, and so is what it starts: this one hears it
     run = subprocess.Popen([sys.executable, SCRIPT, *words], cwd=folder, start_new_session=True,
-                           stderr=subprocess.PIPE, text=True)
-    while not list(folder.glob(f'**/{when}')):
-        time.sleep(0.01)
-        assert run.poll() is None
-    if everyone:
-        time.sleep(0.1)  # until they work
-        os.killpg(run.pid, signal_number)
-    else:
-        run.send_signal(signal_number)
-    _, err = run.communicate(timeout=20)
+                           stderr=subprocess.PIPE, text=True,
+                           preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    try:
+        while not list(folder.glob(f'**/{when}')):
+            time.sleep(0.01)
+            assert run.poll() is None
+        if everyone:
+            time.sleep(0.1)  # until they work
+            os.killpg(run.pid, signal_number)
+        else:
+            run.send_signal(signal_number)
+        _, err = run.communicate(timeout=20)
+    finally:
+        if run.poll() is None:
+            os.killpg(run.pid, signal.SIGKILL)
     assert run.returncode == 2
     assert err.count('\n') == 1
     assert 'interrupted' in err
