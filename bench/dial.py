@@ -10,18 +10,17 @@ operations.
 """
 import csv
 import math
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from bench.nanogpt_score import run_python
 from configurator import configure
 from model import Config, build
 from parts.checkpoint import read_log
 from parts.data import read_meta
-from parts.errors import UserError, run_script
+from parts.errors import run_script
 from parts.machine import matmul_flops
 
 data_dir = 'data/movie'        # what prepare.py wrote
@@ -68,10 +67,7 @@ def train(n_layers, d_model, meta):
                  f'--n_layers={n_layers}', f'--d_model={d_model}', f'--chunk_size={chunk_size}',
                  f'--epochs={epochs}', f'--n_tokens={tokens / epochs / 1e6}',
                  '--eval_interval=1000000', '--eval_tokens=0.1', *flags.split()]
-        done = subprocess.run([sys.executable, 'train.py', *words], cwd=ROOT, text=True,
-                              capture_output=True)
-        if done.returncode:
-            raise UserError(f'train.py {" ".join(words)}: {done.stderr[-1000:]}')
+        run_python(['train.py', *words], ROOT)
         last = read_log(f'{out}/run/log.csv')[-1]
     return {
         'text': Path(data_dir).name,

@@ -11,6 +11,9 @@ nanoGPT is trained.
 import importlib.util
 import json
 import math
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -29,17 +32,39 @@ configure(globals())
 
 def main():
     folder = Path(nanogpt).expanduser()
-    checkpoint = folder / 'out/ckpt.pt'
-    if not checkpoint.exists():
+    if not (folder / 'out/ckpt.pt').exists():
         raise UserError(f'nanogpt={nanogpt!r} is no folder with an out/ckpt.pt; '
                         'train nanoGPT first')
-    model = load_nanogpt(folder / 'model.py', checkpoint)
+    print(json.dumps(score(folder, data_dir, n_tokens)))
+
+
+def score(folder, data_dir, n_tokens):
+    """What nanoGPT's out/ckpt.pt in this folder gives on the first n_tokens (million) validation
+    tokens: {'tokens': …, 'loss': nats per token, 'bits_per_char': …}.
+    """
+    model = load_nanogpt(folder / 'model.py', folder / 'out/ckpt.pt')
     meta = read_meta(data_dir, 'tokenizer')
     n = min(round(n_tokens * 1e6), meta['val_tokens'] - 1)
     ids = map_file(Path(data_dir, 'tokenizer', 'val.bin'), '<u2')[:n + 1].astype(np.int64)
     nats = surprise(model, torch.from_numpy(ids)) / n
     bits = nats / math.log(2) * (meta['val_tokens'] - 1) / meta['val_chars']
-    print(json.dumps({'tokens': n, 'loss': nats, 'bits_per_char': bits}))
+    return {'tokens': n, 'loss': nats, 'bits_per_char': bits}
+
+
+def copy_nanogpt(nanogpt, needs, folder):
+    """Copy a checkout of nanoGPT, to train in it. needs: a file that it has if it is one."""
+    source = Path(nanogpt).expanduser()
+    if not (source / needs).exists():
+        raise UserError(f'nanogpt={nanogpt!r} is no checkout of nanoGPT')
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns('.git', 'out*', 'input.txt'))
+
+
+def run_python(words, folder):
+    """What a script prints that is run in this folder. Raises UserError where it fails."""
+    done = subprocess.run([sys.executable, *words], cwd=folder, text=True, capture_output=True)
+    if done.returncode:
+        raise UserError(f'{" ".join(words)}: {done.stderr[-1000:]}')
+    return done.stdout
 
 
 def load_nanogpt(source, checkpoint):

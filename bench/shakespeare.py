@@ -11,8 +11,6 @@ first half window, has half a window or more before it.
 """
 import pickle
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -20,7 +18,7 @@ from types import SimpleNamespace
 
 import torch
 
-from bench.nanogpt_score import load_nanogpt, surprise
+from bench.nanogpt_score import copy_nanogpt, load_nanogpt, run_python, surprise
 from configurator import configure
 from parts.corpus import read_split
 from parts.errors import UserError, run_script
@@ -67,13 +65,10 @@ def main():
 
 def train_nanogpt(folder, text):
     """(seconds, model, {character: id}) of nanoGPT's recipe, on this text."""
-    source = Path(nanogpt).expanduser()
-    if not (source / 'config/train_shakespeare_char.py').exists():
-        raise UserError(f'nanogpt={nanogpt!r} is no checkout of nanoGPT')
-    shutil.copytree(source, folder, ignore=shutil.ignore_patterns('.git', 'out*', 'input.txt'))
+    copy_nanogpt(nanogpt, 'config/train_shakespeare_char.py', folder)
     data = folder / 'data/shakespeare_char'
     (data / 'input.txt').write_text(text, 'utf-8')
-    subprocess.run([sys.executable, 'prepare.py'], cwd=data, check=True, capture_output=True)
+    run_python(['prepare.py'], data)
     seconds = run_train(folder, RECIPE.split())
     model = load_nanogpt(folder / 'model.py', folder / 'out-shakespeare-char/ckpt.pt')
     with open(data / 'meta.pkl', 'rb') as file:
@@ -84,10 +79,7 @@ def train_nanogpt(folder, text):
 def run_train(folder, words):
     """Run the train.py of a folder; returns the seconds from Enter to the prompt."""
     start = time.perf_counter()
-    done = subprocess.run([sys.executable, 'train.py', *words], cwd=folder, text=True,
-                          capture_output=True)
-    if done.returncode:
-        raise UserError(f'train.py {" ".join(words)}: {done.stderr[-1000:]}')
+    run_python(['train.py', *words], folder)
     return time.perf_counter() - start
 
 

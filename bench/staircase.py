@@ -13,16 +13,14 @@ import math
 import os
 import pickle
 import re
-import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
+from bench.nanogpt_score import copy_nanogpt, run_python, score
 from configurator import configure
 from parts.checkpoint import read_log
 from parts.data import read_meta
-from parts.errors import UserError, run_script
+from parts.errors import run_script
 
 data_dir = 'data/movie'          # what prepare.py wrote
 nanogpt = ''                     # a checkout of nanoGPT ('': only ours)
@@ -47,6 +45,7 @@ IDEAS = {
     'first weights by counting': '--bigram_init=false',
     'Muon': '--optimizer=adamw',
 }
+FIRST = "nanoGPT's ideas, here"
 COLUMNS = ['name', 'seed', 'lr', 'bits_per_char', 'seconds', 'curve']
 
 
@@ -60,8 +59,8 @@ def main():
         if nanogpt:
             climb('nanoGPT', None, seed, adamw_rates)
         missing = dict(IDEAS)
-        climb('nanoGPT\'s ideas, here', missing, seed, adamw_rates)
-        first_rate = best_rate('nanoGPT\'s ideas, here')
+        climb(FIRST, missing, seed, adamw_rates)
+        first_rate = best_rate(read_results(), FIRST)
         for idea in IDEAS:
             del missing[idea]
             # with counted weights another rate may be the best, so all are tried once more
@@ -74,25 +73,25 @@ def main():
 
 def climb(name, missing, seed, adamw_rates):
     """Train without the ideas in `missing` (None: nanoGPT itself), in the first seed with each
-    rate, then with the best.
+    rate, then with the best; keep what has not been kept.
     """
-    def work(lr):
-        if missing is None:
-            return train_nanogpt(lr, seed)
-        return train(missing.values(), lr, seed)
-
     if missing is not None and '--optimizer=adamw' not in missing.values():
         adamw_rates = ['6e-3']                                # Muon's default, which was not tuned
-    for lr in adamw_rates if seed == 0 else [best_rate(name)]:
-        run_once(name, seed, lr, lambda lr=lr: work(lr))
+    rows = read_results()
+    kept = {(row['name'], row['seed'], row['lr']) for row in rows}
+    for lr in adamw_rates if seed == 0 else [best_rate(rows, name)]:
+        if (name, seed, float(lr)) in kept:
+            continue
+        if missing is None:
+            curve = train_nanogpt(lr, seed)
+        else:
+            curve = train(missing.values(), lr, seed)
+        keep(name, seed, lr, curve)
 
 
-def run_once(name, seed, lr, work):
-    """Keep (bits per character, seconds of training, curve), which work() returns."""
-    if any((row['name'], row['seed'], row['lr']) == (name, seed, float(lr))
-           for row in read_results()):
-        return
-    bits, seconds, curve = work()
+def keep(name, seed, lr, curve):
+    """Append a run to the results, and say it. curve: [(seconds of training, bits), …]."""
+    seconds, bits = curve[-1]
     is_new = not Path(results).exists()
     with open(results, 'a', encoding='utf-8', newline='') as file:
         writer = csv.DictWriter(file, COLUMNS)
@@ -115,37 +114,37 @@ def read_results():
     return rows
 
 
-def best_rate(name):
+def best_rate(rows, name):
     """The rate of the lowest score that the first seed has."""
-    tried = [row for row in read_results() if row['name'] == name and row['seed'] == 0]
+    tried = [row for row in rows if row['name'] == name and row['seed'] == 0]
     return min(tried, key=lambda row: row['bits_per_char'])['lr']
 
 
+def n_steps():
+    """Steps of every run."""
+    return int(n_tokens * 1e6) // (batch_size * 256)
+
+
 def train(missing, lr, seed):
-    """A run of ours → (bits per character, seconds of training, [(seconds, bits), …])."""
+    """A run of ours → [(seconds of training, bits per character), …], the last at its end."""
     ways = ','.join(way for way in missing if not way.startswith('-'))
-    steps = int(n_tokens * 1e6) // (batch_size * 256)
     with tempfile.TemporaryDirectory() as work:
         words = [f'--data_dir={Path(data_dir).resolve()}', f'--out_dir={work}/out', f'--lr={lr}',
                  f'--seed={seed}', f'--batch_size={batch_size}', f'--n_tokens={n_tokens}',
-                 f'--eval_tokens={eval_tokens}', f'--eval_interval={math.ceil(steps / 4)}',
+                 f'--eval_tokens={eval_tokens}', f'--eval_interval={math.ceil(n_steps() / 4)}',
                  *SHAPE.split(), *[way for way in missing if way.startswith('-')]]
         run_python(['-m', 'bench.without', ways, *words], ROOT)
-        curve = [(float(row['seconds']), float(row['bits_per_char']))
-                 for row in read_log(f'{work}/out/log.csv') if row['bits_per_char']]
-    return curve[-1][1], curve[-1][0], curve
+        return [(float(row['seconds']), float(row['bits_per_char']))
+                for row in read_log(f'{work}/out/log.csv') if row['bits_per_char']]
 
 
 def train_nanogpt(lr, seed):
     """The same of nanoGPT, copied and not changed, on the same tokens."""
     meta = read_meta(data_dir, 'tokenizer')
-    source = Path(nanogpt).expanduser()
-    if not (source / 'train.py').exists():
-        raise UserError(f'nanogpt={nanogpt!r} is no checkout of nanoGPT')
-    steps = int(n_tokens * 1e6) // (batch_size * 256)
+    steps = n_steps()
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work, 'nanogpt')
-        shutil.copytree(source, folder, ignore=shutil.ignore_patterns('.git', 'out*'))
+        copy_nanogpt(nanogpt, 'train.py', folder)
         (folder / 'data/kr').mkdir()
         for name in ('train.bin', 'val.bin'):
             os.symlink(Path(data_dir, 'tokenizer', name).resolve(), folder / 'data/kr' / name)
@@ -163,31 +162,20 @@ def train_nanogpt(lr, seed):
              f'--max_iters={steps}', f'--eval_interval={steps}', '--eval_iters=1',
              '--log_interval=1'], folder)
         times = [float(ms) / 1e3 for ms in re.findall(r'time ([\d.]+)ms', said)]
-        score = run_python(['-m', 'bench.nanogpt_score', f'--nanogpt={folder}',
-                            f'--data_dir={data_dir}', f'--n_tokens={eval_tokens}'], ROOT)
-    bits = json.loads(score.splitlines()[-1])['bits_per_char']  # nanoGPT prints a line before
+        bits = score(folder, data_dir, eval_tokens)['bits_per_char']
     seconds = sum(times[1:-1]) / (len(times) - 2) * steps     # validations are in the two others
-    return bits, seconds, [(seconds, bits)]
-
-
-def run_python(words, folder):
-    """What a script prints. Raises UserError where it fails."""
-    done = subprocess.run([sys.executable, *words], cwd=folder, text=True, capture_output=True)
-    if done.returncode:
-        raise UserError(f'{" ".join(words)}: {done.stderr[-1000:]}')
-    return done.stdout
+    return [(seconds, bits)]
 
 
 def summary(rows):
     """[(name, rate, scores of the seeds, mean seconds, time to the first stair's score or None)]"""
     stairs = []
     for name in dict.fromkeys(row['name'] for row in rows):
-        lr = min((row for row in rows if row['name'] == name and row['seed'] == 0),
-                 key=lambda row: row['bits_per_char'])['lr']
+        lr = best_rate(rows, name)
         runs = [row for row in rows if row['name'] == name and row['lr'] == lr]
         stairs.append((name, lr, [row['bits_per_char'] for row in runs],
                        sum(row['seconds'] for row in runs) / len(runs), runs[0]['curve']))
-    mark = next(scores[0] for name, _, scores, _, _ in stairs if 'here' in name)
+    mark = next(scores[0] for name, _, scores, _, _ in stairs if name == FIRST)
     return [(name, lr, scores, seconds, time_to(curve, mark))
             for name, lr, scores, seconds, curve in stairs]
 

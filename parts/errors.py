@@ -26,15 +26,14 @@ def how_to_wait():
         return {}
     try:
         n_threads = int(os.environ.get('OMP_NUM_THREADS') or len(os.sched_getaffinity(0)))
-        others = os.cpu_count()
         for _ in range(5):                                    # one that works is there every time
             running = int(Path('/proc/loadavg').read_text().split()[3].split('/')[0])
-            others = min(others, running - 1)
+            if n_threads == 1 or n_threads + running - 1 <= os.cpu_count():
+                return {}
             time.sleep(0.01)
     except (AttributeError, OSError, ValueError, IndexError):  # no Linux
         return {}
-    alone = n_threads == 1 or n_threads + others <= os.cpu_count()
-    return {} if alone else {'GOMP_SPINCOUNT': '1000'}
+    return {'GOMP_SPINCOUNT': '1000'}
 
 
 def print0(*words, file=None):
