@@ -41,10 +41,10 @@ class GPT(torch.nn.Module):
 '''
 
 
-def bench(name, *flags, ok=True, paths=()):
+def bench(name, *flags, ok=True, paths=(), timeout=240):
     """Run a script of bench/ to its end; returns its standard output, or its one sentence."""
     env = {'PYTHONPATH': os.pathsep.join(map(str, [ROOT, *paths]))}
-    done = run(f'bench/{name}.py', *flags, ok=ok, env=env)
+    done = run(f'bench/{name}.py', *flags, ok=ok, env=env, timeout=timeout)
     return done.stdout if ok else done.stderr
 
 
@@ -193,7 +193,7 @@ def test_the_staircase_is_drawn_from_runs_that_were_kept(tmp_path):
 def test_the_staircase_climbs_and_makes_no_run_twice(demo, tmp_path):
     flags = [f'--data_dir={demo}', '--n_tokens=0.003', '--batch_size=1', '--eval_tokens=0.002',
              '--rates=1e-3', f'--results={tmp_path}/runs.csv']
-    first = bench('staircase', *flags)
+    first = bench('staircase', *flags, timeout=900)           # fourteen runs
     assert first.count('seed 0') == 14
     assert 'ours but: whole texts in a row' in first
     again = bench('staircase', *flags)
