@@ -400,7 +400,8 @@ def fit_to_minutes(run, meta, base, device):
     length = length_for(n_tokens, n_weights, budget, epochs)
     if base:
         del length['dropout'], length['table_decay']
-    chosen |= choose(run, {**length, 'compile': 'true' if compiled else 'false'})
+    chosen |= choose(run, {**length, 'dtype': str(dtype).removeprefix('torch.'),
+                           'compile': 'true' if compiled else 'false'})
     flags = ' '.join(f'--{name}={value}' for name, value in chosen.items())
     print0(f'{run.minutes:g} minutes here: {flags}')
     if run.epochs == MOST_EPOCHS:

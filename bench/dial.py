@@ -1,107 +1,114 @@
-"""Which model suits the time: the search by hand that the rule of parts/budget.py was fitted to.
+"""Is what --minutes chooses any good? The same minutes with shapes that a person chose.
 
-    python -m bench.dial --data_dir=data/movie --flops=3.3e12 --shapes=4x64,4x96,4x128
+    python -m bench.dial --data_dir=data/movie --minutes=5 --shapes=dial,4x64,4x96,4x128
     python -m bench.dial --draw=assets/dial.svg
 
-Each shape, layers x width, gets the same number of floating-point operations, so a larger model
-reads fewer tokens. (No clock and no neighbour can change that: several searches may run side by
-side.) Each run is a line of the results. The picture has a panel for each text and each number of
-operations.
+'dial' leaves all to train.py. A shape, layers x width, is given, and the clock then chooses how
+long it trains. Each run is a line of the results; the picture has a panel for each text and time.
 """
 import csv
-import math
+import json
 import tempfile
+import time
 from pathlib import Path
-
-from matplotlib.figure import Figure
 
 from bench.nanogpt_score import run_python
 from configurator import configure
-from model import Config, build
 from parts.checkpoint import read_log
-from parts.data import read_meta
 from parts.errors import run_script
-from parts.machine import matmul_flops
 
 data_dir = 'data/movie'        # what prepare.py wrote
 mode = 'tokenizer'             # which of its vocabularies
-flops = 3.3e12                 # floating-point operations of every run
-shapes = '4x64,4x96,4x128'     # layers x width
-chunk_size = 256               # the longest row in tokens
+minutes = 1.0                  # from Enter to the prompt, of every run
+shapes = 'dial,4x64,4x96'      # what to train
 flags = ''                     # more of train.py's, as --batch_size=8 --dropout=0.1
 results = 'out/dial.csv'       # where the lines go
 draw = ''                      # draw the results into this file, and train nothing
 configure(globals())
 
 ROOT = Path(__file__).resolve().parent.parent
-COLUMNS = ['text', 'flops', 'n_layers', 'd_model', 'tokens', 'epochs', 'bits_per_char', 'flags']
+COLUMNS = ['text', 'minutes', 'by', 'n_layers', 'd_model', 'tokens', 'seconds', 'bits_per_char']
 
 
 def main():
+    rows = read_results()
     if draw:
-        draw_results()
+        draw_results(rows)
         return
-    meta = read_meta(data_dir, mode)
     Path(results).parent.mkdir(parents=True, exist_ok=True)
     for shape in shapes.split(','):
-        n_layers, d_model = map(int, shape.split('x'))
-        row = train(n_layers, d_model, meta)
-        print('  '.join(str(row[name]) for name in COLUMNS), flush=True)
-        is_new = not Path(results).exists()
-        with open(results, 'a', encoding='utf-8', newline='') as file:
+        rows.append(train(shape))
+        print('  '.join(str(rows[-1][name]) for name in COLUMNS), flush=True)
+        with open(results, 'w', encoding='utf-8', newline='') as file:
             writer = csv.DictWriter(file, COLUMNS)
-            if is_new:
-                writer.writeheader()
-            writer.writerow(row)
+            writer.writeheader()
+            writer.writerows(rows)
 
 
-def train(n_layers, d_model, meta):
-    """Train one shape; returns its line. meta: of read_meta()."""
-    d_ffn = math.ceil(d_model * 8 / 3 / 64) * 64              # as train.py has it by itself
-    model = build(Config(vocab_size=meta['vocab_size'], n_layers=n_layers, d_model=d_model,
-                         d_ffn=d_ffn, nhead=max(1, round(d_model / 64))))
-    tokens = flops / matmul_flops(model, chunk_size)
-    epochs = max(1, math.ceil(tokens / meta['train_tokens']))
-    with tempfile.TemporaryDirectory() as out:
-        words = [f'--data_dir={Path(data_dir).resolve()}', f'--mode={mode}', f'--out_dir={out}/run',
-                 f'--n_layers={n_layers}', f'--d_model={d_model}', f'--chunk_size={chunk_size}',
-                 f'--epochs={epochs}', f'--n_tokens={tokens / epochs / 1e6}',
-                 '--eval_interval=1000000', '--eval_tokens=0.1', *flags.split()]
+def read_results():
+    """The runs so far, [{column: text}]."""
+    if not Path(results).exists():
+        return []
+    with open(results, encoding='utf-8') as file:
+        return list(csv.DictReader(file))
+
+
+def train(shape):
+    """Train for some minutes; returns its line. shape: 'dial' or layers x width, as '4x96'."""
+    by_hand = shape != 'dial'
+    with tempfile.TemporaryDirectory() as work:
+        out = Path(work, 'run')
+        words = [f'--data_dir={Path(data_dir).resolve()}', f'--mode={mode}', f'--out_dir={out}',
+                 f'--minutes={minutes}', *flags.split()]
+        if by_hand:
+            n_layers, d_model = shape.split('x')
+            words += [f'--n_layers={n_layers}', f'--d_model={d_model}']
+        start = time.perf_counter()
         run_python(['train.py', *words], ROOT)
-        last = read_log(f'{out}/run/log.csv')[-1]
+        seconds = time.perf_counter() - start
+        log = read_log(out / 'log.csv')
+        config = json.loads((out / 'config.json').read_text('utf-8'))
     return {
         'text': Path(data_dir).name,
-        'flops': flops,
-        'n_layers': n_layers,
-        'd_model': d_model,
-        'tokens': last['tokens'],
-        'epochs': epochs,
-        'bits_per_char': last['bits_per_char'],
-        'flags': flags,
+        'minutes': minutes,
+        'by': 'hand' if by_hand else 'dial',
+        'n_layers': config['num_hidden_layers'],
+        'd_model': config['hidden_size'],
+        'tokens': log[-1]['tokens'],
+        'seconds': round(seconds),
+        'bits_per_char': min(row['bits_per_char'] for row in log if row['bits_per_char']),
     }
 
 
-def draw_results():
-    """A panel for each text and number of operations: bits per character against width."""
-    with open(results, encoding='utf-8') as file:
-        rows = list(csv.DictReader(file))
+def draw_results(rows):
+    """A panel for each text and time: bits per character against width."""
+    from matplotlib.figure import Figure
     texts = sorted({row['text'] for row in rows})
-    budgets = sorted({float(row['flops']) for row in rows})
-    figure = Figure(figsize=(3 * len(budgets), 2.4 * len(texts)), layout='constrained')
-    grid = figure.subplots(len(texts), len(budgets), squeeze=False)
+    times = sorted({float(row['minutes']) for row in rows})
+    figure = Figure(figsize=(3 * len(times), 2.2 * len(texts)), layout='constrained')
+    grid = figure.subplots(len(texts), len(times), squeeze=False)
     for text, panels in zip(texts, grid):
-        for budget, axes in zip(budgets, panels):
+        for asked, axes in zip(times, panels):
             for row in rows:
-                if row['text'] != text or float(row['flops']) != budget:
-                    continue
-                point = int(row['d_model']), float(row['bits_per_char'])
-                axes.plot(*point, 'o', color='C0')
-                axes.annotate(f' {row["n_layers"]} {row["flags"]}', point, fontsize=6)
-            axes.set_title(f'{text}, {budget / 1e12:.3g} TFLOP', fontsize=9)
+                if row['text'] == text and float(row['minutes']) == asked:
+                    draw_run(axes, row)
+            axes.set_title(f'{text}, {asked:g} min', fontsize=9)
             axes.tick_params(labelsize=7)
-    figure.supxlabel('width (beside a point: layers, and what else was set)', fontsize=9)
+            axes.margins(0.25)
+    figure.supxlabel('width of the model (beside a point: seconds from Enter to the prompt)',
+                     fontsize=9)
     figure.supylabel('bits per character', fontsize=9)
     figure.savefig(draw)
+
+
+def draw_run(axes, row):
+    """What the dial chose is a star, and what a person chose a dot."""
+    point = int(row['d_model']), float(row['bits_per_char'])
+    if row['by'] == 'dial':
+        axes.plot(*point, '*', color='C1', markersize=11)
+    else:
+        axes.plot(*point, 'o', color='C0')
+    axes.annotate(f'  {row["seconds"]}', point, fontsize=7, va='center')
 
 
 if __name__ == '__main__':

@@ -24,6 +24,9 @@ from parts.errors import run_script
 
 data_dir = 'data/movie'          # what prepare.py wrote
 nanogpt = ''                     # a checkout of nanoGPT ('': only ours)
+n_layers = 6                     # the shape of every run: blocks,
+d_model = 256                    # width,
+nhead = 4                        # attention heads
 n_tokens = 0.1                   # million, of every run
 batch_size = 4                   # rows of 256 a step
 eval_tokens = 0.02               # million: the score
@@ -34,7 +37,6 @@ draw = ''                        # draw them into this file, and train nothing
 configure(globals())
 
 ROOT = Path(__file__).resolve().parent.parent
-SHAPE = '--n_layers=6 --d_model=256 --nhead=4 --chunk_size=256 --read_share=0 --compile=false'
 # idea → what takes it away: a name of bench/without.py, or flags of train.py
 IDEAS = {
     'texts see no other text': 'masks',
@@ -132,7 +134,9 @@ def train(missing, lr, seed):
         words = [f'--data_dir={Path(data_dir).resolve()}', f'--out_dir={work}/out', f'--lr={lr}',
                  f'--seed={seed}', f'--batch_size={batch_size}', f'--n_tokens={n_tokens}',
                  f'--eval_tokens={eval_tokens}', f'--eval_interval={math.ceil(n_steps() / 4)}',
-                 *SHAPE.split(), *[way for way in missing if way.startswith('-')]]
+                 f'--n_layers={n_layers}', f'--d_model={d_model}', f'--nhead={nhead}',
+                 '--read_share=0', '--compile=false',
+                 *[way for way in missing if way.startswith('-')]]
         run_python(['-m', 'bench.without', ways, *words], ROOT)
         return [(float(row['seconds']), float(row['bits_per_char']))
                 for row in read_log(f'{work}/out/log.csv') if row['bits_per_char']]
@@ -155,7 +159,8 @@ def train_nanogpt(lr, seed):
             f'torch.manual_seed = lambda number: plant(number + {seed})\n')
         said = run_python(
             ['train.py', 'seed.py', '--dataset=kr', '--device=cpu', '--dtype=float32',
-             '--compile=False', '--n_layer=6', '--n_head=4', '--n_embd=256', '--block_size=256',
+             '--compile=False', f'--n_layer={n_layers}', f'--n_head={nhead}',
+             f'--n_embd={d_model}', '--block_size=256',
              f'--batch_size={batch_size}', '--gradient_accumulation_steps=1', '--dropout=0.0',
              f'--learning_rate={lr}', f'--min_lr={float(lr) / 10}', '--weight_decay=0.1',
              f'--warmup_iters={min(100, steps // 10)}', f'--lr_decay_iters={steps}',
@@ -168,16 +173,16 @@ def train_nanogpt(lr, seed):
 
 
 def summary(rows):
-    """[(name, rate, scores of the seeds, mean seconds, time to the first stair's score or None)]"""
+    """[(name, scores of the seeds, mean seconds, time to the first stair's score or None)]"""
     stairs = []
     for name in dict.fromkeys(row['name'] for row in rows):
         lr = best_rate(rows, name)
         runs = [row for row in rows if row['name'] == name and row['lr'] == lr]
-        stairs.append((name, lr, [row['bits_per_char'] for row in runs],
+        stairs.append((name, [row['bits_per_char'] for row in runs],
                        sum(row['seconds'] for row in runs) / len(runs), runs[0]['curve']))
-    mark = next(scores[0] for name, _, scores, _, _ in stairs if name == FIRST)
-    return [(name, lr, scores, seconds, time_to(curve, mark))
-            for name, lr, scores, seconds, curve in stairs]
+    mark = next(scores[0] for name, scores, _, _ in stairs if name == FIRST)
+    return [(name, scores, seconds, time_to(curve, mark))
+            for name, scores, seconds, curve in stairs]
 
 
 def time_to(curve, mark):
@@ -195,12 +200,15 @@ def time_to(curve, mark):
 
 
 def print_stairs(rows):
-    print(f'\n{"":36}  rate   bits/char (spread)  seconds  to the first stair\'s score')
-    for name, lr, scores, seconds, to_mark in summary(rows):
+    """The table of docs/STAIRCASE.md."""
+    print('\n| | bits/char | spread | seconds | to the first stair\'s score | rates tried |')
+    print('|---|---|---|---|---|---|')
+    for name, scores, seconds, to_mark in summary(rows):
         mean, spread = sum(scores) / len(scores), max(scores) - min(scores)
-        reached = '' if to_mark is None else f'{to_mark:.0f} s'
-        print(f'{name:36}  {lr:.0e}  {mean:.3f} ({spread:.3f}, {len(scores)} seeds)'
-              f'  {seconds:5.0f} s  {reached}')
+        reached = '' if to_mark is None else f'{to_mark:.0f}'
+        tried = [row for row in rows if row['name'] == name and row['seed'] == 0]
+        tried = ', '.join(f'{row["lr"]:g}: {row["bits_per_char"]:.3f}' for row in tried)
+        print(f'| {name} | {mean:.3f} | {spread:.3f} | {seconds:.0f} | {reached} | {tried} |')
 
 
 def draw_stairs(rows):
@@ -209,12 +217,12 @@ def draw_stairs(rows):
     stairs = summary(rows)
     figure = Figure(figsize=(8, 0.32 * len(stairs) + 0.9), layout='constrained')
     axes = figure.subplots()
-    for n, (name, _, scores, seconds, _) in enumerate(stairs):
+    for n, (name, scores, seconds, _) in enumerate(stairs):
         mean = sum(scores) / len(scores)
         colour = 'C1' if name == 'nanoGPT' else 'C2' if name.startswith('ours') else 'C0'
         axes.plot(scores, [n] * len(scores), 'o', color=colour)
         axes.text(max(scores), n, f'   {mean:.3f}, {seconds:.0f} s', va='center', fontsize=8)
-    every = [score for stair in stairs for score in stair[2]]
+    every = [score for stair in stairs for score in stair[1]]
     axes.set_xlim(min(every) - 0.05, max(every) + 0.25)
     axes.grid(axis='y', linewidth=0.4)
     axes.set_yticks(range(len(stairs)), [stair[0] for stair in stairs], fontsize=8)

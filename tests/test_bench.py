@@ -157,6 +157,32 @@ def test_offsets_and_a_shard_are_timed(tmp_path):
     assert not list(tmp_path.iterdir()), 'nothing stays'
 
 
+DIAL = '''text,minutes,by,n_layers,d_model,tokens,seconds,bits_per_char
+plays,1.0,hand,4,64,100,61,2.4
+plays,5.0,hand,4,96,100,301,2.2
+plays,5.0,dial,4,160,100,299,2.0
+'''
+
+
+def test_the_dial_is_drawn_beside_what_people_chose(tmp_path):
+    (tmp_path / 'runs.csv').write_text(DIAL)
+    bench('dial', f'--results={tmp_path}/runs.csv', f'--draw={tmp_path}/dial.svg')
+    drawn = (tmp_path / 'dial.svg').read_text('utf-8')
+    for words in ('plays, 1 min', 'plays, 5 min', '  299 -->'):
+        assert words in drawn
+
+
+@pytest.mark.long
+def test_the_dial_is_tried_and_kept(demo, tmp_path):
+    flags = [f'--data_dir={demo}', '--minutes=0.3', '--flags=--eval_tokens=0.001',
+             f'--results={tmp_path}/runs.csv']
+    bench('dial', *flags, '--shapes=dial')
+    said = bench('dial', *flags, '--shapes=2x64')
+    assert re.match(r'\S+  0.3  hand  2  64  ', said)
+    kept = (tmp_path / 'runs.csv').read_text().splitlines()
+    assert [line.split(',')[2] for line in kept] == ['by', 'dial', 'hand']
+
+
 # --- the staircase ---
 
 @pytest.mark.parametrize(
