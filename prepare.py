@@ -167,9 +167,12 @@ def split_at_commas(text):
 def make_texts():
     """Write train.txt and validation.txt of the sources. Returns (their folder, Reports)."""
     sources = name_sources()
+    files = [path for path in sources.values() if path not in KNOWN_SOURCES]
+    for name in ('encoding', 'text_column', 'rating_column'):
+        if not files and getattr(settings, name) != 'none' and name in settings.given:
+            raise UserError(f'{name} is for files of your own; that of {source} is known')
     labels = Labels(ratings)
     folder = Path(output_dir or f'data/{"+".join(sources)}').expanduser()
-    files = [path for path in sources.values() if path not in KNOWN_SOURCES]
     claim(folder, text_names(sources), files)
     reports = split_sources(sources, folder, val_ratio, labels, make_reader,
                             revision='' if model_name else revision,
@@ -211,7 +214,7 @@ def claim(folder, names, sources):
 def make_reader(source):
     """How the files of a source are read: of one that is known the columns are known, too."""
     if source in KNOWN_SOURCES:
-        return Reader(unit=unit)
+        return Reader(unit=unit, rating_column='none' if rating_column == 'none' else '')
     return Reader(encoding, unit, text_column, rating_column)
 
 
@@ -265,17 +268,17 @@ def write_tokens(vocab, texts, folder):
             create(name).write(there)
         for side, text in SIDES.items():
             stream = StreamWriter(create(f'{side}.bin'), create(f'{side}_offsets.bin'))
-            side_meta = write_side(vocab, texts / text, stream)
+            side_meta = write_side(vocab, texts / text, stream, meta.get('unit', unit))
             meta |= {f'{side}_{name}': value for name, value in side_meta.items()}
         create('meta.json').write(to_json(meta))
 
 
-def write_side(vocab, path, stream):
+def write_side(vocab, path, stream, its_unit):
     """Encode train.txt or validation.txt into the stream. Returns its part of meta.json."""
     n_chars, n_fitting = encode_file(vocab, path, stream, batch_size, chunk_size)
     n_pieces = max(1, stream.n_ids - 2 * stream.n_texts - 1)
     line = f'{path}: {stream.n_ids:,} tokens, {n_chars / n_pieces:.3f} characters each'
-    if unit != 'file':
+    if its_unit != 'file':
         fitting = f'{n_fitting / stream.n_texts:.1%}'
         line += f'; {fitting} of the texts fit whole into a row of {chunk_size}'
     print0(line)

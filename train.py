@@ -102,10 +102,11 @@ settings = configure(globals())
 
 RATING_WEIGHT = 10     # a rating that is asked for counts as 10 tokens (LOG.md, Reading ratings)
 GRAD_CLIP = 1.0        # the longest gradient that is allowed
-# Of --minutes: the share of the peak that training usually reaches (a guess for the width, before
-# the speed is measured), the share of the time that goes into measuring it, in seconds at most, and
-# the share that is left when imports, counting, validation and saving are done
-USUAL_SHARE, TRIAL_SHARE, MOST_TRIAL_SECONDS, TRAINING_SHARE = 0.45, 0.04, 20, 0.88
+# --minutes guesses the width from the peak, before the speed is measured:
+USUAL_SHARE = 0.45       # of the peak, which training usually reaches
+TRIAL_SHARE = 0.04       # of the time, to measure the speed,
+MOST_TRIAL_SECONDS = 20  # and no more than this
+TRAINING_SHARE = 0.88    # of the time; the rest is for imports, counting, validation and saving
 # When a run goes on, only these may differ from its own settings; NOT_KEPT are not stored with it.
 MAY_CHANGE = {'data_dir', 'micro_batch', 'eval_interval', 'eval_tokens', 'log_interval',
               'device', 'dtype', 'compile', 'show'}
@@ -373,31 +374,32 @@ def fit_to_minutes(run, meta, base, device):
     so no clock can change it.
     """
     start = time.perf_counter()
+    if 'n_tokens' in run.given:
+        raise UserError(f'minutes={run.minutes:g} and n_tokens={run.n_tokens:g}: both say how much '
+                        'is read; leave one of them out')
     run = SimpleNamespace(**vars(run))
-    n_tokens = meta['train_tokens']                           # of an epoch
-    if run.n_tokens:
-        n_tokens = min(n_tokens, int(run.n_tokens * 1e6))
+    n_tokens = meta['train_tokens']
     dtype, _ = from_rank0(select_dtype(run.dtype, device))
     peak = from_rank0(matmul_peak(device, dtype)) * world_size
     flops = 60 * run.minutes * peak * USUAL_SHARE
-    shape = shape_for(n_tokens, meta['vocab_size'], flops)
+    given_width = run.d_model if 'd_model' in run.given else 0
+    shape = shape_for(n_tokens, meta['vocab_size'], flops, given_width)
     shape['batch_size'] = math.ceil(shape['batch_size'] / world_size) * world_size
     chosen = {} if base else choose(run, shape)
 
-    model, step_seconds, step_tokens, compiled, measuring = time_steps(
+    model, step_seconds, step_tokens, dtype, compiled, measuring = time_steps(
         run, meta, flops, dtype, device)
     n_weights = sum(p.numel() for p in model.parameters())
     spent = time.perf_counter() - start
     # The run itself begins like this, too. What was compiled is in a cache by then.
     again = (spent - measuring) / (2 if compiled else 1)
     seconds = from_rank0((60 * run.minutes - spent - again) * TRAINING_SHARE)
-    if seconds <= 0:
-        raise UserError(f'minutes={run.minutes:g}: to begin takes {spent + again:.0f} s here')
     budget = from_rank0(step_tokens / step_seconds) * seconds
     epochs = run.epochs if 'epochs' in run.given else 0
-    if 'n_tokens' in run.given and not epochs:                # all of them, so many times
-        epochs = max(1, round(budget / n_tokens))
-    length = length_for(n_tokens, n_weights, budget, epochs)
+    if budget < max(1, epochs) * step_tokens:
+        raise UserError(f'minutes={run.minutes:g}: to begin takes {spent + again:.0f} s here, and '
+                        f'a step {step_seconds:.2g} s')
+    length = length_for(n_tokens, n_weights, budget, step_tokens, epochs)
     if base:
         del length['dropout'], length['table_decay']
     chosen |= choose(run, {**length, 'dtype': str(dtype).removeprefix('torch.'),
@@ -417,8 +419,8 @@ def choose(run, values):
 
 
 def time_steps(run, meta, flops, dtype, device):
-    """(a model, the seconds of a step, its tokens, whether it is compiled, the seconds that the
-    measuring took). flops: of the run.
+    """(a model, the seconds of a step, its tokens, the number format, whether it is compiled, the
+    seconds that the measuring took). flops: of the run.
     """
     data = Data(run, meta, rank, world_size)
     micro_rows = choose_micro_rows(run, data)
@@ -448,7 +450,7 @@ def time_steps(run, meta, flops, dtype, device):
     measuring = min(60 * run.minutes * TRIAL_SHARE, MOST_TRIAL_SECONDS)
     n_steps = from_rank0(max(3, int(measuring / (first / 3))))
     seconds = seconds_of(n_steps)
-    return model, seconds / n_steps, data.tokens_per_step, compiled, first + seconds
+    return model, seconds / n_steps, data.tokens_per_step, dtype, compiled, first + seconds
 
 
 # --- the model before the first step ---
@@ -463,7 +465,7 @@ def new_model(run, data, meta, checkpoint):
         'eos': data.eos,
         'bos': data.unrated_id,
         'd_ffn': run.d_ffn or math.ceil(run.d_model * 8 / 3 / 64) * 64,
-        'nhead': run.nhead or max(1, round(run.d_model / 64)),
+        'nhead': run.nhead or usual_heads(run.d_model),
     }
     for name in ('arch', 'd_model', 'n_layers', 'chunk_size', 'window', 'dropout'):
         shape[name] = getattr(run, name)
@@ -471,6 +473,12 @@ def new_model(run, data, meta, checkpoint):
         return build(Config(**shape))
     except ValueError as error:
         raise UserError(error) from None
+
+
+def usual_heads(d_model):
+    """One head per 64 of d_model or, where that does not divide it, the number nearest to that."""
+    fitting = [n for n in range(1, d_model // 2 + 1) if d_model % (2 * n) == 0]
+    return min(reversed(fitting), key=lambda n: abs(n - d_model / 64), default=1)
 
 
 def fine_tune(run, meta):

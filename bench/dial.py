@@ -76,7 +76,7 @@ def train(shape):
         'd_model': config['hidden_size'],
         'tokens': log[-1]['tokens'],
         'seconds': round(seconds),
-        'bits_per_char': min(row['bits_per_char'] for row in log if row['bits_per_char']),
+        'bits_per_char': min(float(row['bits_per_char']) for row in log if row['bits_per_char']),
     }
 
 

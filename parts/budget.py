@@ -9,12 +9,11 @@ docs/LOG.md, One dial.
 import math
 
 MOST_EPOCHS = 60           # more passes over a text only learn it by heart
-STEP_TOKENS = 8 * 256      # of a step, about
 
 
-def shape_for(n_tokens, vocab_size, flops):
-    """{setting of train.py: value}: the model, and the steps, for a text of n_tokens where there is
-    time for so many floating-point operations.
+def shape_for(n_tokens, vocab_size, flops, d_model=0):
+    """{setting of train.py: value}: the model, and the steps, where there is time for so many
+    floating-point operations. n_tokens: of the text. d_model: where it is given (0: it is not).
     """
     # How many weights a pass multiplies with: 12 d_model² in a block, vocab_size d_model in the
     # head. The best number grows with a power of the operations (0.5 in large models, Hoffmann et
@@ -28,7 +27,8 @@ def shape_for(n_tokens, vocab_size, flops):
         n = (12 * layers(d_model) * d_model + vocab_size) * d_model
         return abs(math.log(n / n_weights))
 
-    d_model = min([64, 96, 128, 160, 192, 224, *range(256, 2049, 64)], key=distance)
+    widths = [d_model] if d_model else [64, 96, 128, 160, 192, 224, *range(256, 2049, 64)]
+    d_model = min(widths, key=distance)
     if d_model < 128:
         n_rows = 4
     elif d_model < 256:
@@ -40,21 +40,22 @@ def shape_for(n_tokens, vocab_size, flops):
     return {
         'n_layers': layers(d_model),
         'd_model': d_model,
-        'batch_size': max(1, min(n_rows, n_tokens // STEP_TOKENS)),       # some steps an epoch
+        'batch_size': max(1, min(n_rows, n_tokens // (8 * 256))),         # some steps an epoch
         'lr': 8e-3 if d_model < 256 else 6e-3,
     }
 
 
-def length_for(n_tokens, n_weights, budget, epochs=0):
+def length_for(n_tokens, n_weights, budget, step_tokens, epochs=0):
     """{setting of train.py: value}: how often a model of n_weights, tables included, is to read a
-    text of n_tokens, where there is time for a budget of tokens. epochs: where they are given.
+    text of n_tokens, where there is time for a budget of tokens. step_tokens: of a step. epochs:
+    where they are given.
     """
     epochs = epochs or min(max(1, math.ceil(budget / n_tokens - 0.1)), MOST_EPOCHS)
     # It learns the text by heart where there are many weights for a token, and many passes.
     n_passes = min(budget / n_tokens, epochs)
     by_heart = n_passes > 1 and n_passes * n_weights / n_tokens > 5
     # 1 an epoch, but at most a thirtieth a step: a text of few steps would lose its tables
-    table_decay = min(1.0, round(n_tokens / STEP_TOKENS / 30, 3))
+    table_decay = min(1.0, round(n_tokens / step_tokens / 30, 3))
     return {
         'epochs': epochs,
         'n_tokens': round(budget / epochs / 1e6, 4) if budget < epochs * n_tokens else 0.0,

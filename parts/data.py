@@ -13,6 +13,7 @@ import math
 import zlib
 from bisect import bisect
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +27,7 @@ from parts.scoring import BITS_OF_UNSEEN
 SHARD_TOKENS = 2 ** 20       # tokens in a shard, about: a million
 MOST_GROUPS = 2 ** 20        # more texts than this are shuffled in groups
 LONG = 4                     # a text of more rows than this is cut anew in every epoch
-MOST_SPREAD = 16             # a part of a long text lies in a stretch of up to so many times it
+MOST_SPREAD = 16             # how much longer than needed the stretch may be: see pack_shard
 CHECKED_BYTES = 2 ** 28      # a larger file is not read at the start to find damage
 
 
@@ -55,6 +56,8 @@ class Data:
     tokens_per_step                            room in the rows of a step; a few stay empty
     row_length, rows_per_step, rows_per_rank   T; the rows of all processes and of each
     tokens, offsets                            the stream of train.bin, where its texts begin
+    spread                                     how much longer the stretch is that a shard takes
+                                               its pieces from, where a long text is read in part
     eos, rating_ids, unrated_id, ratings       `</s>`; start tokens; the ratings that texts have
     """
 
@@ -102,8 +105,9 @@ class Data:
             the queue   | text 7 | text 2     | text 9  | text 4 | …
             a shard      from_token ├────────────┤ to_token
 
-        Where an epoch is a tenth of one long text, its shards span ten times what they hold, and
-        take a tenth of the pieces: a tenth of a novel, but not its first chapters.
+        Where an epoch is a tenth of a long text (spread 10), each shard looks at a stretch ten
+        times as long as it needs and takes a tenth of its pieces: a tenth of a novel, from all
+        over it.
         Rows are not quite full, so there are a few more than the shard's steps take. They are left
         out, other ones in each epoch.
         """
@@ -229,10 +233,16 @@ class Data:
         that `<unk>` hides pays for which it was: see eval.py.
         """
         n_bits = nats_per_token / math.log(2) * (self.meta['val_tokens'] - 1)
+        n_bits += BITS_OF_UNSEEN * self.n_unseen
+        return n_bits / self.meta['val_chars']
+
+    @cached_property
+    def n_unseen(self):
+        """How many characters `<unk>` hides in the validation texts; counted once, in parts."""
         unknown_ids = self.meta.get('unknown_ids', [])
-        if unknown_ids:
-            n_bits += BITS_OF_UNSEEN * np.isin(self.val_tokens, unknown_ids).sum()
-        return float(n_bits / self.meta['val_chars'])
+        parts = range(0, len(self.val_tokens), 2 ** 20)
+        return sum(int(np.isin(self.val_tokens[first:first + 2 ** 20], unknown_ids).sum())
+                   for first in parts)
 
 
 # --- texts in rows ---
@@ -377,7 +387,7 @@ def map_file(path, dtype):
 
 
 def find_ratings(tokens, offsets, rating_ids):
-    """The ratings that texts have, [0, 1, 2] or fewer: a thousand texts show it."""
-    which = np.linspace(0, len(offsets) - 2, 1000).astype(np.int64)
+    """The ratings that texts have, [0, 1, 2] or fewer: a hundred thousand texts show it."""
+    which = np.linspace(0, len(offsets) - 2, min(len(offsets) - 1, 10 ** 5)).astype(np.int64)
     starts = set(tokens[offsets[which].astype(np.int64) + 1].tolist())
     return [n for n, rating_id in enumerate(rating_ids) if rating_id in starts]

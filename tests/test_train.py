@@ -261,9 +261,11 @@ def test_minutes_choose_what_was_not_given_and_say_it_as_flags(demo, tmp_path):
 
 
 def test_a_run_has_no_time_where_beginning_takes_all_of_it(demo, tmp_path):
-    error = run('train.py', f'--data_dir={demo}', *SMALL, '--minutes=1e-5',
-                f'--out_dir={tmp_path}', ok=False).stderr
+    flags = [f'--data_dir={demo}', f'--out_dir={tmp_path}', '--d_model=32', '--n_layers=1']
+    error = run('train.py', *flags, '--minutes=1e-5', ok=False).stderr
     assert 'minutes=1e-05: to begin takes' in error
+    error = run('train.py', *flags, '--minutes=2', '--n_tokens=0.5', ok=False).stderr
+    assert 'minutes=2 and n_tokens=0.5: both say how much is read' in error
 
 
 def test_more_time_gives_a_larger_model_and_a_smaller_text_more_epochs():
@@ -273,8 +275,16 @@ def test_more_time_gives_a_larger_model_and_a_smaller_text_more_epochs():
     for shape in shapes:
         assert shape['d_model'] % (2 * max(1, round(shape['d_model'] / 64))) == 0
     assert shape_for(5000, 8000, 3e12)['batch_size'] == 2
+    # layers, rows and rate are those of a width that is given
+    assert shape_for(10 ** 8, 8000, 1e9, d_model=512) == {
+        'n_layers': 10, 'd_model': 512, 'batch_size': 64, 'lr': 6e-3}
     # a vocabulary of few characters leaves more for the blocks
     assert shape_for(10 ** 8, 70, 1.6e13)['d_model'] > shape_for(10 ** 8, 8000, 1.6e13)['d_model']
+
+
+def test_heads_divide_any_even_width():
+    widths = (32, 64, 96, 128, 200, 256)
+    assert [train.usual_heads(d_model) for d_model in widths] == [1, 1, 2, 2, 4, 4]
 
 
 @pytest.mark.parametrize('n_tokens, budget, epochs, expected', [
@@ -286,4 +296,4 @@ def test_more_time_gives_a_larger_model_and_a_smaller_text_more_epochs():
     (600, 9e6, 0, (60, 0.0, 0.1, 0.01)),
 ])
 def test_how_long_a_model_reads(n_tokens, budget, epochs, expected):
-    assert tuple(length_for(n_tokens, 1e6, budget, epochs).values()) == expected
+    assert tuple(length_for(n_tokens, 1e6, budget, 2048, epochs).values()) == expected
