@@ -25,7 +25,7 @@ from itertools import accumulate
 from json import dumps
 from pathlib import Path
 
-from parts.errors import UserError, how_to_wait, run_script
+from parts.errors import UserError, how_to_wait, run_script, user_path
 
 os.environ.update(how_to_wait())  # before torch reads it
 
@@ -105,7 +105,7 @@ def compare_models(folders, device):
 def find_data(model_folder, meta):
     """The data folder to read: the one asked for, or that of the model. Raises UserError."""
     if settings.data_dir:
-        return Path(settings.data_dir).expanduser()
+        return user_path(settings.data_dir)
     if 'data_dir' not in meta:
         raise UserError(f'{model_folder} does not say what it was trained on; '
                         'name a data folder with --data_dir=')

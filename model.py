@@ -113,7 +113,7 @@ class Attention(nn.Module):
         q, k = rotate(q, *rope), rotate(k, *rope)
         if cache is not None:
             k, v = cache.add(k, v)                                    # (B, H, tokens seen, D)
-        # while writing (no mask) and on a GPU: torch's kernel; in training on a CPU the same is
+        # while writing (no mask) and on CUDA: torch's kernel; elsewhere, in training, the same is
         # faster when it is written out
         if mask is None or q.is_cuda:
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
@@ -163,7 +163,7 @@ class Model(nn.Module):
             elif 'embed_tokens' in name:
                 nn.init.normal_(p)        # of size 1, which is what RMSNorm makes
             elif p.ndim == 2:
-                nn.init.normal_(p, std=1 / math.sqrt(p.shape[1]))  # as large out as in
+                nn.init.normal_(p, std=1 / math.sqrt(p.shape[1]))  # keeps the variance
 
     def forward(self, idx, targets=None, ratings=None, rating_ids=None):
         """idx (B, T) → logits (B, T, V). With targets (B, T): the loss, as a sum in nats, of the

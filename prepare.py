@@ -44,7 +44,7 @@ from parts.corpus import (
     texts_meta,
     to_json,
 )
-from parts.errors import UserError, print0, run_script
+from parts.errors import UserError, print0, run_script, user_path
 from parts.readers import UNITS, Reader
 from parts.vocabulary import Characters, SentencePiece, find_vocabulary
 
@@ -155,7 +155,7 @@ def split_at_commas(text):
     names = []
     for part in text.split(','):
         longer = f'{names[-1]},{part}' if names else ''
-        if longer and Path(longer).expanduser().exists():
+        if longer and user_path(longer).exists():
             names[-1] = longer
         else:
             names.append(part)
@@ -172,7 +172,7 @@ def make_texts():
         if not files and getattr(settings, name) != 'none' and name in settings.given:
             raise UserError(f'{name} is for files of your own; that of {source} is known')
     labels = Labels(ratings)
-    folder = Path(output_dir or f'data/{"+".join(sources)}').expanduser()
+    folder = user_path(output_dir or f'data/{"+".join(sources)}')
     claim(folder, text_names(sources), files)
     reports = split_sources(sources, folder, val_ratio, labels, make_reader,
                             revision='' if model_name else revision,
@@ -184,8 +184,8 @@ def take_texts():
     """Take the train.txt and validation.txt of data_dir, as they are or as a clean copy. Returns
     (their folder, Reports).
     """
-    texts = Path(data_dir).expanduser()
-    folder = Path(output_dir or data_dir).expanduser()
+    texts = user_path(data_dir)
+    folder = user_path(output_dir or data_dir)
     finish_renames(texts)
     for name in SIDES.values():
         if not (texts / name).exists():
@@ -224,7 +224,7 @@ def given_vocabulary():
     """The vocabulary that --model_name= names, or None."""
     if not model_name:
         return None
-    vocab = find_vocabulary(str(Path(model_name).expanduser()), revision or None)
+    vocab = find_vocabulary(str(user_path(model_name)), revision or None)
     its_mode = 'manual' if isinstance(vocab, Characters) else 'tokenizer'
     if its_mode != mode:
         raise UserError(f'{model_name} is not a vocabulary for --mode={mode}: '
@@ -309,6 +309,7 @@ def vocabulary_meta(vocab, texts):
         'sources': [],
     }
     meta |= read_texts_meta(texts)
+    meta.pop('files', None)  # those that lie beside the texts
     meta |= texts_meta(texts)  # the bins know the texts that they were made of
     if model_name in LICENCES:
         meta['vocabulary_licence'] = LICENCES[model_name]

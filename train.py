@@ -80,12 +80,12 @@ chunk_size = 256       # longest row in tokens, and how far attention looks back
 dropout = 0.0          # share of activations dropped in training; 0.1 where data is repeated often
 # --- optimizer ---
 batch_size = 16        # a step reads batch_size * chunk_size tokens, over all processes together
-micro_batch = 0        # like batch_size, for one pass of one process (0: its whole share)
+micro_batch = 0        # like batch_size, in one pass of one process: saves memory (0: all at once)
 epochs = 1             # passes over the data
 n_tokens = 0.0         # million tokens per epoch, each time another random part (0: all there are)
 read_share = 0.7       # share of the rows where the rating is hidden and asked for at the end
 bigram_init = True     # begin as a bigram model: count in train.bin what follows what
-optimizer = 'muon'     # muon: Muon for the matrices, AdamW for the rest; adamw: AdamW for all
+optimizer = 'muon'     # muon: Muon for matrices, AdamW for tables at their own rate; adamw: all
 lr = 6e-3              # peak learning rate
 table_decay = 0.0      # pull of embedding and head to zero, per epoch; 1 if data come back often
 # --- run ---
@@ -119,7 +119,7 @@ NOT_KEPT = {'init_from', 'out_dir', 'given'}
 def main():
     # --- this process, this machine ---
     out = Path(settings.out_dir)
-    # run: the settings from here on. A run that goes on has its own.
+    # run: the settings in force; where a run goes on, those saved with it
     run, checkpoint = begin_or_go_on(settings, out)
     check_settings(run)
     device = select_device(run.device)
@@ -171,7 +171,7 @@ def main():
         optimizer.load_state_dict(checkpoint['optimizer'])
         scaler.load_state_dict(checkpoint['scaler'])
 
-    # --- the log, and what every state.pt of this run has alike ---
+    # --- the log, and what never changes in the state.pt of a run ---
     if rank == 0:
         start_log(out, step)
     checkpoint = None  # all of it is in use by now: let the memory go

@@ -15,6 +15,7 @@ pip install scikit-learn
 import math
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from configurator import configure
@@ -28,6 +29,7 @@ from parts.vocabulary import load_vocabulary
 data_dir = 'data/kr3'  # whose train.txt to learn from
 read_dir = ''          # whose validation.txt to read ('': that of data_dir)
 model_path = ''        # models of ours that read the same, with commas between ('': none)
+piece = 0              # tokens that our models read at a time, the mean counts (0: all they can)
 n_texts = 0            # read so many texts, the first ones (0: all)
 texts = ''             # or say of files, one text a line, how many read as negative, as positive
 device = 'auto'        # of our models: cuda, mps, cpu, or auto: the first of them that is there
@@ -59,7 +61,7 @@ def main():
     if len(set(truth)) < 2:
         raise UserError('there are no negative, or no positive, texts to read')
     print(f'{len(rated):,} texts, {sum(truth):,} of them positive\n')
-    print(f'{"":30}' + ''.join(f'{heading:>14}' for heading in COLUMNS))
+    print(f'{"":30}' + ''.join(f'{heading:>14}' for heading in [*COLUMNS, 'at the best']))
     print_scores('a linear model', truth, *linear_log_odds(train_path, [text for _, text in rated]))
     for path in model_path.split(',') if model_path else []:
         print_scores(path, truth, *our_log_odds(path, [text for _, text in rated]))
@@ -68,7 +70,16 @@ def main():
 def print_scores(name, truth, log_odds, even_log_odds):
     """One line of the table."""
     scores = sentiment_scores(truth, log_odds, even_log_odds)
-    print(f'{name:30}' + ''.join(f'{scores[key]:14.3f}' for key in COLUMNS.values()), flush=True)
+    values = [*map(scores.get, COLUMNS.values()), at_best_threshold(truth, log_odds)]
+    print(f'{name:30}' + ''.join(f'{value:14.3f}' for value in values), flush=True)
+
+
+def at_best_threshold(truth, log_odds):
+    """The highest balanced accuracy of any threshold: what a better P(rating) could give."""
+    truth = np.array(truth)[np.argsort(log_odds)]
+    negative_below = np.cumsum(1 - truth) / np.sum(1 - truth)
+    positive_above = 1 - np.cumsum(truth) / np.sum(truth)
+    return (negative_below + positive_above).max() / 2
 
 
 def read_files(train_path):
@@ -130,6 +141,8 @@ def our_log_odds(path, wanted):
     its_device = select_device(device)
     keep_freed_memory(its_device)
     model, _ = load_model(path, its_device)
+    if piece:
+        model.config.chunk_size = piece + 2  # with </s> and <s>
     vocabulary = load_vocabulary(path)
     two_ids = vocabulary.rating_ids[:2]                       # <neg>, <pos>
     log_probs = rating_log_probs(model, vocabulary.encode(wanted), two_ids)      # (N, 2)

@@ -4,9 +4,9 @@
 
     out/ckpt.pt of nanoGPT → val.bin in windows → -log P of every token → bits per character
 
-Each token is predicted from at least half a row of context. In separate windows nanoGPT would lose
-a little, because the first tokens of each would have nothing before them. docs/SPEEDRUN.md says how
-nanoGPT is trained.
+Each token, but for those of the first half row, is predicted from at least half a row of context.
+In separate windows nanoGPT would lose a little, because the first tokens of each would have nothing
+before them. docs/SPEEDRUN.md says how nanoGPT is trained.
 """
 import importlib.util
 import json

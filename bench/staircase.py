@@ -20,7 +20,7 @@ from bench.nanogpt_score import copy_nanogpt, run_python, score
 from configurator import configure
 from parts.checkpoint import read_log
 from parts.data import read_meta
-from parts.errors import run_script
+from parts.errors import UserError, run_script
 
 data_dir = 'data/movie'          # what prepare.py wrote
 nanogpt = ''                     # a checkout of nanoGPT ('': only ours)
@@ -43,12 +43,13 @@ IDEAS = {
     'whole texts in a row': 'packing',
     'short rows for short texts': 'short_rows',
     'a rate that falls to zero': 'schedule',
-    'blocks begin as nothing': 'small_weights',
+    'blocks begin at zero, the embedding at one': 'small_weights',
     'first weights by counting': '--bigram_init=false',
     'Muon': '--optimizer=adamw',
 }
 FIRST = "nanoGPT's ideas, here"
-COLUMNS = ['name', 'seed', 'lr', 'bits_per_char', 'seconds', 'curve']
+RUN = f'{Path(data_dir).name}, {n_layers}x{d_model}, {nhead} heads, {batch_size} rows, {n_tokens}M'
+COLUMNS = ['run', 'name', 'seed', 'lr', 'bits_per_char', 'seconds', 'curve']
 
 
 def main():
@@ -69,7 +70,7 @@ def main():
             again = adamw_rates if idea == 'first weights by counting' else [first_rate]
             climb(f'+ {idea}', missing, seed, again)
         for idea in list(IDEAS)[:-1]:                         # the last is the stair before the top
-            climb(f'ours but: {idea}', {idea: IDEAS[idea]}, seed, [])
+            climb(f'ours without: {idea}', {idea: IDEAS[idea]}, seed, [])
     print_stairs(read_results())
 
 
@@ -99,7 +100,7 @@ def keep(name, seed, lr, curve):
         writer = csv.DictWriter(file, COLUMNS)
         if is_new:
             writer.writeheader()
-        writer.writerow({'name': name, 'seed': seed, 'lr': lr, 'bits_per_char': bits,
+        writer.writerow({'run': RUN, 'name': name, 'seed': seed, 'lr': lr, 'bits_per_char': bits,
                          'seconds': seconds, 'curve': json.dumps(curve)})
     print(f'{name:36}  seed {seed}  lr {lr}  {bits:.4f} bits/char  {seconds:.0f} s', flush=True)
 
@@ -110,6 +111,8 @@ def read_results():
         return []
     with open(results, encoding='utf-8') as file:
         rows = list(csv.DictReader(file))
+    if not draw and any(row['run'] != RUN for row in rows):
+        raise UserError(f'{results} holds runs of {rows[0]["run"]}; name another --results')
     for row in rows:
         row.update(seed=int(row['seed']), lr=float(row['lr']), seconds=float(row['seconds']),
                    bits_per_char=float(row['bits_per_char']), curve=json.loads(row['curve']))

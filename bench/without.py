@@ -55,7 +55,7 @@ def schedule():
 
 
 def small_weights():
-    """All matrices begin at random, of size 0.02, and so does the embedding."""
+    """All weights begin at random, of size 0.02: blocks that do something, a small embedding."""
     def init_weights(self):
         for name, p in self.named_parameters():
             if p.ndim == 2:

@@ -8,6 +8,7 @@ import errno
 import io
 import json
 import os
+import re
 import tempfile
 import zlib
 from contextlib import contextmanager, suppress
@@ -120,8 +121,9 @@ def lock_folder(folder):
 
 def sweep(folder):
     """Remove what a killed process left unfinished in a folder that this one has locked."""
-    for part in folder.glob('*.[0-9]*.part'):
-        part.unlink(missing_ok=True)
+    for part in folder.glob('*.part'):
+        if re.fullmatch(r'.+\.[0-9]+\.part', part.name):      # as part_of() names it
+            part.unlink(missing_ok=True)
 
 
 # --- state.pt ---

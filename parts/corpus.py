@@ -32,7 +32,7 @@ from pathlib import Path
 import numpy as np
 
 from parts.checkpoint import atomic_write, part_of, read_json, sweep
-from parts.errors import UserError
+from parts.errors import UserError, user_path
 from parts.readers import (
     FILE_TYPES,
     UNITS,
@@ -71,17 +71,21 @@ class Labels:
         self.given = bool(ratings)
         self.found = {}  # label as it stands in a table → its rating, None if it means nothing
         self.meaning = dict(NO_LABELS if ratings else RATING_LABELS)
+        said = {}
         for pair in ratings.split(',') if ratings else []:
-            label, _, rating = pair.rpartition(':')
-            if rating.strip() not in RATING_DIGITS:
+            label, colon, digit = pair.rpartition(':')
+            label, rating = self.bare(label), RATING_DIGITS.get(digit.strip())
+            if not colon or rating is None:
                 raise UserError(f"ratings='{ratings}': it is written LABEL:RATING,LABEL:RATING, "
                                 f'as {STARS}; a rating is {rating_help()}, or - for none')
-            self.meaning[self.bare(label)] = RATING_DIGITS[rating.strip()]
+            if said.setdefault(label, rating) != rating:
+                raise UserError(f"ratings='{ratings}': it gives {label!r} two ratings")
+        self.meaning |= said
 
     @staticmethod
     def bare(label):
         """A label as it is compared: a gap in a column of pandas makes 1.0 of every 1."""
-        return label.strip().lower().removesuffix('.0')
+        return unicodedata.normalize('NFC', label).strip().lower().removesuffix('.0')
 
     def rating(self, label):
         """The rating that a label means. Raises UserError."""
@@ -173,7 +177,7 @@ def find_source(source):
     """One source as a known name or as the path of a file or folder. Raises UserError."""
     if source in KNOWN_SOURCES:
         return source
-    path = Path(source).expanduser()
+    path = user_path(source)
     if not path.exists() and path.parent.is_dir():
         for other in path.parent.iterdir():  # macOS writes names in NFD
             if unicodedata.normalize('NFC', other.name) == unicodedata.normalize('NFC', path.name):
@@ -196,6 +200,9 @@ def source_name(source):
     name = source.resolve().name
     if source.is_file():
         name = name[:name.lower().rindex(file_type(source))]
+    if not name.isprintable():
+        raise UserError(f'source {ascii(name)}: there are characters in this name that cannot be '
+                        'printed; rename it')
     return unicodedata.normalize('NFC', name)
 
 
@@ -217,6 +224,8 @@ def source_files(source, revision):
         if path.is_file():
             readable = file_type(path) and not hidden
             (files if readable else others).append(path)
+        elif path.is_symlink():  # to a folder, or to nothing
+            others.append(path)
     if not files:
         raise UserError(f'{source} holds no file that is read ({" ".join(FILE_TYPES)}, each also '
                         f'with .gz)')
@@ -306,14 +315,18 @@ def plain_file(url, name, sha256, most_bytes=1 << 26):
 
 # --- cleaning ---
 
-# \ud800 to \udfff: halves of surrogate pairs, which no encoding can write; \ufeff: a BOM
-CONTROL_CHARACTER = re.compile('[\x00-\x08\x0e-\x1b\x7f\ud800-\udfff\ufeff]')
+# all that ends a line for str.splitlines(), but \n itself; and the other separators of ASCII
+LINE_END = re.compile('\r\n|[\r\v\f\x1c-\x1f\x85\u2028\u2029]')
 
-# characters that show nothing: Unicode's Default_Ignorable_Code_Point, and the empty Braille cell
+# \ud800 to \udfff: halves of surrogate pairs, which no encoding can write; \ufeff: a BOM
+CONTROL_CHARACTER = re.compile('[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff\ufeff]')
+
+# characters that show nothing: Unicode's Default_Ignorable_Code_Point, what is no character, the
+# marks of annotations, the empty Braille cell, the empty head of a note
 INVISIBLE = re.compile(
     '[\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f'
-    '\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3'
-    '\U0001d173-\U0001d17a\U000e0000-\U000e0fff]')
+    '\u2800\u3164\ufdd0-\ufdef\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\ufffe\uffff'
+    '\U0001bca0-\U0001bca3\U0001d159\U0001d173-\U0001d17a\U000e0000-\U000e0fff]')
 
 
 def clean(text):
@@ -344,7 +357,7 @@ def is_clean(text):
 
 def clean_lines(text):
     """As clean, but spaces and line breaks stay: of a paragraph, a file. A line ends with \\n."""
-    text = text.replace('\r\n', '\n').replace('\r', '\n')
+    text = LINE_END.sub('\n', text)
     text = CONTROL_CHARACTER.sub('', text)
     text = unicodedata.normalize('NFC', text)
     return text.replace('▁', '_')
@@ -352,7 +365,7 @@ def clean_lines(text):
 
 def visible(text):
     """What can be seen of a text, '' if nothing can. Texts that look the same have the same."""
-    return INVISIBLE.sub('', text).strip()
+    return unicodedata.normalize('NFC', ' '.join(INVISIBLE.sub('', text).split()))
 
 
 def cleaner(unit):
@@ -415,6 +428,7 @@ class Report:
         self.ratings = Counter()
         self.left_out = Counter()  # why → how many
         self.others = []           # files of a folder that are not read
+        self.empty = []            # files without a row
         self.chosen = {}           # names of all columns → (text column, rating column)
 
     def add(self, part):
@@ -442,6 +456,8 @@ class Report:
                 parts.append(f'{self.ratings[rating]:,} {english}')
             parts.append(f'{self.ratings[UNKNOWN]:,} without a rating')
             yield f'{self.name}: {", ".join(parts)}'
+            for text, rating in sorted(set(self.chosen.values()), key=repr):
+                yield f'{self.name}: the text is the column {text!r}, the rating {rating!r}'
         elif self.chosen:
             names = listed(next(iter(self.chosen)))
             yield f'{self.name}: no ratings; its columns are {names} (--rating_column= takes one)'
@@ -450,6 +466,9 @@ class Report:
         if self.others:
             types = sorted({path.suffix or path.name for path in self.others})
             yield f'{self.name}: other files, not read: {len(self.others):,}, as {types[:5]}'
+        if self.empty:
+            names = [path.name for path in self.empty]
+            yield f'{self.name}: files without a text: {len(names):,}, as {names[:5]}'
 
     def left_out_words(self):
         reasons = ', '.join(f'{n:,} {reason}' for reason, n in self.left_out.most_common())
@@ -484,7 +503,12 @@ def read_source(source, reader, report, revision='', n_reviews=0, seed=0):
         return
     files, report.others = source_files(source, revision)
     for file in files:
-        yield from numbered(file, read_file(file, reader))
+        is_empty = True
+        for batch in numbered(file, read_file(file, reader)):
+            yield batch
+            is_empty = False
+        if is_empty:
+            report.empty.append(file)
     report.chosen = reader.chosen
 
 
@@ -531,10 +555,20 @@ def read_file(file, reader):
             yield row
             n += 1
     except UnicodeError:
-        raise UserError(explain_encoding(file, reader.encoding)) from None
+        raise UserError(why_not_decoded(file, reader.encoding)) from None
     except (UserError, *READING_ERRORS) as error:
         where = f' after row {n:,}' if n else ''
         raise UserError(f'{file} cannot be read{where}: {error}') from None
+
+
+def why_not_decoded(file, encoding):
+    """What is wrong with a file that is not in its encoding, in words."""
+    if file_type(file) == '.parquet':
+        return f'{file} holds text that is not UTF-8, which a .parquet must have'
+    try:
+        return explain_encoding(file, encoding)
+    except READING_ERRORS as error:                           # it is cut off, too
+        return f'{file} cannot be read: {error}'
 
 
 def split_sources(sources, folder, val_ratio, labels, make_reader, **reading):
@@ -546,13 +580,14 @@ def split_sources(sources, folder, val_ratio, labels, make_reader, **reading):
     from tqdm import tqdm
     reports = []
     floor = Floor()
+    files = other_files(folder, text_names(sources))
     some_texts = set()  # to see whether there is more than one
     with new_files(folder) as create:
         shared = {side: TextFile(create(name)) for side, name in SIDES.items()}
         for name, source in sources.items():
             reader = make_reader(source)
             report = Report(name, LICENCES.get(source, "the file's own"))
-            own = {side: create(f'{name}_{side}.txt') for side in SIDES}
+            own = {side: TextFile(create(f'{name}_{side}.txt')) for side in SIDES}
             rows = read_source(source, reader, report, **reading)
             parts = map_ordered(split_rows, rows, reader.unit, val_ratio, labels)
             with (
@@ -570,9 +605,11 @@ def split_sources(sources, folder, val_ratio, labels, make_reader, **reading):
             if source not in KNOWN_SOURCES:
                 labels.check_seen(name, report.ratings)
             reports.append(report)
+            files |= {f'{name}_{side}.txt': file.crc32 for side, file in own.items()}
         check_sides(reports, val_ratio, len(some_texts))
         meta = {'sources': [report.meta() for report in reports]}
         meta['unit'] = reader.unit
+        meta['files'] = files
         for side, file in shared.items():
             meta |= file.meta(side)
         create('meta.json').write(to_json(meta | floor.meta()))
@@ -626,10 +663,14 @@ def split_rows(unit, val_ratio, labels, numbered_rows):
         if whole_file:
             # pieces of one text cannot be shuffled between the sides: its end is validation
             cut = int(len(text) * (1 - val_ratio))
-            if visible(text[:cut]):
+            if not visible(text[cut:]):                       # it ends with many blank lines
+                cut = int(len(text.rstrip()) * (1 - val_ratio))
+            ends = visible(text[:cut]), visible(text[cut:])
+            if all(ends):
                 part.add('train', rating, text[:cut], bits)
-            if visible(text[cut:]):
                 part.add('val', rating, text[cut:], bits)
+            else:
+                part.add('train' if ends[0] else 'val', rating, text, bits)
         else:
             part.add('val' if in_validation(seen, val_ratio) else 'train', rating, text, bits)
     return part
@@ -645,6 +686,7 @@ def check_sides(reports, val_ratio, n_different):
         raise UserError(f'the source has {n:,} times the same text; it takes different ones to '
                         f'have some on each side')
     left_out = [report.left_out_words() for report in reports if report.left_out]
+    left_out += [f'{file} has none' for report in reports for file in report.empty[:3]]
     why = f' ({"; ".join(left_out)})' if left_out else ''
     raise UserError(f'{n} texts are too few to have some on each side with '
                     f'val_ratio={val_ratio}{why}')
@@ -738,11 +780,16 @@ def finish_renames(folder):
     path = folder / RENAMES
     if not path.exists():
         return
-    for part, name in read_json(path).items():
-        # the folder may come from somebody else: nothing outside it is touched
-        if '/' not in part and re.fullmatch(r'[0-9]+\.part', part.removeprefix(f'{name}.')):
-            with suppress(FileNotFoundError):                 # it was done before
-                os.replace(folder / part, folder / name)
+    plan = read_json(path)
+    # the folder may come from somebody else: nothing outside it is touched, nor what is not ours
+    for part, name in plan.items():
+        name = str(name)
+        is_ours = re.fullmatch(rf'{re.escape(name)}\.[0-9]+\.part', part)
+        if not is_ours or '/' in name or not name:
+            raise UserError(f'{path} is not one of prepare.py; move it away')
+    for part, name in plan.items():
+        with suppress(FileNotFoundError):                     # it was done before
+            os.replace(folder / part, folder / name)
     path.unlink(missing_ok=True)
 
 
@@ -776,7 +823,7 @@ def read_texts_meta(folder):
     path = folder / 'meta.json'
     if not path.exists():
         return {}
-    kinds = {'sources': list, 'unit': str, 'floor_bits_per_char': float}
+    kinds = {'sources': list, 'unit': str, 'floor_bits_per_char': float, 'files': dict}
     kinds |= {f'{side}_txt_{what}': int for side in SIDES for what in ('bytes', 'crc32')}
     content = read_json(path)
     meta = {name: content[name] for name in kinds if name in content}
@@ -790,6 +837,8 @@ def read_texts_meta(folder):
             # what is no text, or moves the cursor of a terminal, is not printed
             if type(value) is not kind or kind is str and not value.isprintable():
                 raise UserError(f'{path}: {name} of a source cannot be {shortened(value)}')
+    if 'floor_bits_per_char' in meta and changed_text(folder, meta):
+        del meta['floor_bits_per_char']                       # it was that of other texts
     return meta
 
 
@@ -876,11 +925,23 @@ def our_files(folder, names):
     if 'train_tokens' in meta:  # the meta.json of bins
         return names
     meta = read_texts_meta(folder)
-    if 'sources' not in meta:
+    if 'sources' not in meta or 'train_txt_crc32' not in meta:
         return []
-    ours = text_names([source['name'] for source in meta['sources']])
     changed = changed_text(folder, meta)
-    return [name for name in ours if changed is None or name != changed.name]
+    ours = [name for name in text_names([]) if changed is None or name != changed.name]
+    return ours + unchanged(folder, meta.get('files', {}))
+
+
+def unchanged(folder, files):
+    """The names in {name: checksum} that are there as they were written."""
+    return [name for name, crc32 in files.items()
+            if (folder / name).is_file() and file_crc32(folder / name) == crc32]
+
+
+def other_files(folder, names):
+    """{name: checksum} of what was written here for sources that are not among these now."""
+    files = read_texts_meta(folder).get('files', {})
+    return {name: files[name] for name in unchanged(folder, files) if name not in names}
 
 
 # --- texts that somebody split ---
@@ -896,8 +957,8 @@ def check_clean(folder, unit):
             if not visible(text) or text_line(rating, text) != line:
                 raise UserError(f'{path}, line {n}: {shortened(text)} does not stand there as '
                                 f'prepare.py would write it (letters in NFD, two spaces, a BOM, '
-                                f'line ends of Windows, an empty text); with --output_dir=ANOTHER '
-                                f'a clean copy is made there')
+                                f'line ends of Windows, none at the end, an empty text); with '
+                                f'--output_dir=ANOTHER a clean copy is made there')
 
 
 def without_windows(line):
@@ -920,6 +981,9 @@ def clean_copy(texts, folder, unit):
             for n, line in read_lines(path):
                 report.n_rows += 1
                 rating, text = parse_line(path, n, without_windows(line))
+                if '\r' in text:
+                    raise UserError(f'{path}, line {n}: a carriage return stands in it, as an old '
+                                    f'Mac ends a line; a line of this file ends with a line feed')
                 text = clean_text(text)
                 if not visible(text):
                     report.left_out['empty'] += 1
@@ -928,8 +992,11 @@ def clean_copy(texts, folder, unit):
                 report.n_texts[side] += 1
                 file.write(text_line(rating, text))
             meta |= file.meta(side)
+        if changed_text(texts, meta):
+            meta.pop('floor_bits_per_char', None)             # it was that of other texts
         meta.setdefault('sources', [report.meta()])
-        create('meta.json').write(to_json(meta | {'unit': unit}))
+        files = other_files(folder, text_names([]))
+        create('meta.json').write(to_json(meta | {'unit': unit, 'files': files}))
     return [report]
 
 

@@ -36,6 +36,14 @@ def how_to_wait():
     return {'GOMP_SPINCOUNT': '1000'}
 
 
+def user_path(text):
+    """The path that a person wrote, with ~ as the home folder. Raises UserError."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:  # ~somebody who is not known here
+        raise UserError(f'{text}: {error}') from None
+
+
 def print0(*words, file=None):
     """Print from the first process only, so that four processes do not say everything four times.
     """

@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from model import Config, build
 from parts.checkpoint import atomic_write, read_json
 from parts.corpus import LANGUAGES, LICENCES, RATING_NAMES, NotFound, hub_file, is_repository
-from parts.errors import UserError
+from parts.errors import UserError, user_path
 from parts.scoring import known_ratings
 from parts.vocabulary import VOCABULARIES, load_vocabulary
 
@@ -316,7 +316,7 @@ def read_model_meta(folder, config):
 def find_model_folder(model_path=''):
     """The folder a person means: the one named, or the newest under out/. Raises UserError."""
     if model_path:
-        return Path(model_path).expanduser()
+        return user_path(model_path)
     models = list(Path('out').rglob('model.safetensors'))
     if not models:
         raise UserError('there is no trained model under out/ yet; run train.py first, '
@@ -385,7 +385,7 @@ def base_model(name, tokens_folder, meta, dropout):
 
 def base_model_folder(name):
     """The folder `name`, or that of what the Hub has under this name. Raises UserError."""
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     if folder.is_dir():
         return folder
     repository, _, revision = name.partition('@')

@@ -113,10 +113,10 @@ def make_optimizer(model, optimizer, lr, table_decay, warm_start, dtype):
     all: rows are learned one by one, and AdamW does that. warm_start: embedding and head hold what
     was counted or trained before.
 
-    table_decay: the share of embedding and head that a step at the peak rate takes away. Where data
-    come back, it is worth more than any on the matrices (LOG.md, Data that comes back). train.py's
+    table_decay: the share of embedding and head that a step at the peak rate takes away; train.py's
     setting is the share of an epoch, for what counts is how many epochs back a weight remembers
-    (Wang & Aitchison 2024, arXiv:2405.13698). 'adamw' ignores it and treats tables as it treats
+    (Wang & Aitchison 2024, arXiv:2405.13698). Where data come back, it is worth more than any on
+    the matrices (LOG.md, Data that comes back). 'adamw' ignores it and treats tables as it treats
     matrices.
     """
     embedding, head = model.model.embed_tokens.weight, model.lm_head.weight

@@ -13,6 +13,8 @@ import gzip
 import io
 import json
 import re
+import unicodedata
+from itertools import dropwhile
 
 from parts.errors import UserError
 
@@ -71,8 +73,14 @@ class Reader:
             yield from self.plain_rows(path)
 
     def open(self, path, newline=None):
-        """Open a file for reading text, packed or not."""
+        """Open a file for reading text, packed or not. Raises UnicodeError where it is UTF-16 and
+        nobody said so: as UTF-8 much of that is valid.
+        """
         opener = gzip.open if path.name.lower().endswith('.gz') else open
+        if not re.search('16|32', self.encoding):
+            with opener(path, 'rb') as file:
+                if has_zeros(file.read(1 << 12)):
+                    raise UnicodeError
         return opener(path, 'rt', encoding=self.encoding, newline=newline)
 
     # --- columns ---
@@ -108,13 +116,17 @@ class Reader:
     # --- one JSON object a line ---
 
     def json_rows(self, path):
+        first_text = first_rating = None  # the columns of the first row stand, where there are more
         with self.open(path) as file:
             for n, line in enumerate(file, 1):
-                if not line.strip():
+                line = line.replace('\ufeff', '').strip()
+                if not line:
                     yield LeftOut('empty'), None
                     continue
                 try:
-                    row = json.loads(line)
+                    row = json.loads(line, object_pairs_hook=unique_keys)
+                except UserError as error:
+                    raise UserError(f'line {n}: {error}') from None
                 except (ValueError, RecursionError) as error:
                     raise UserError(f'line {n} is no JSON object ({error}); each line of a .jsonl '
                                     f'is one, an array or a wrapped object is not') from None
@@ -122,6 +134,9 @@ class Reader:
                     raise UserError(f'line {n} is no JSON object; each line of a .jsonl is one, '
                                     f'as {{"text": "…", "label": 1}}')
                 text, rating = self.choose_columns(row)
+                text = first_text if first_text in row else text
+                rating = first_rating if first_rating in row else rating
+                first_text, first_rating = first_text or text, first_rating or rating
                 yield row[text], row.get(rating)
 
     # --- tables ---
@@ -143,15 +158,18 @@ class Reader:
     def table_rows(self, path, suffix):
         csv.field_size_limit(1 << 30)  # a text may be long
         with self.open(path) as file:
-            first = file.readline()
-        excel = re.fullmatch(r'"?sep=(.)"?', first.strip())  # a first line that Excel writes
+            first = next((line for line in file if line.strip()), '')
+        # a first line that Excel writes
+        excel = re.fullmatch(r'"?sep=(.)"?', first.strip('\ufeff\r\n '))
         if excel:
             delimiter = excel[1]
         else:
             likely = ('\t', ',', ';') if suffix == '.tsv' else (',', ';', '\t')
             delimiter = max(likely, key=first.count)  # of equals the first
         quoted = delimiter != '\t' or self.is_quoted(path)
-        lines = numbered_cells(self, path, delimiter, quoted)
+        spaced = f'{delimiter} ' in first  # label, text
+        lines = numbered_cells(self, path, delimiter, quoted, spaced)
+        lines = dropwhile(lambda line: not any(map(str.strip, line[1])), lines)
         if excel:
             next(lines)
         _, names = next(lines, (0, []))
@@ -161,6 +179,7 @@ class Reader:
         text, rating = self.choose_columns(header)
         text_cell = header.index(text)
         rating_cell = None if rating is None else header.index(rating)
+        usual = sorted(map(plain, header))
         for n, cells in lines:
             if not any(cells):
                 yield LeftOut('empty'), None
@@ -168,7 +187,7 @@ class Reader:
                 raise UserError(f'line {n} has {len(cells)} cells and the first line has '
                                 f'{len(header)}; a text with a {DELIMITERS.get(delimiter, "mark")} '
                                 f'or a line break in it must stand in quotes')
-            elif cells[text_cell].endswith(text) and bare(cells) == header:
+            elif plain(cells[text_cell][-100:]) in usual and is_header(cells, header, n):
                 yield LeftOut('the names of the columns again'), None
             else:
                 yield cells[text_cell], None if rating is None else cells[rating_cell]
@@ -177,13 +196,16 @@ class Reader:
         '''Whether the cells of a table parted by tabs are quoted, as pandas and Excel do it where
         needed: "he said ""good""". In other files a quote is a quote, as in NSMC.
 
-        It is quoted if read so every row has the cells of the first, and read raw not every one; or
-        if both is the case, and no cell stands in quotes that it does not need.
+        It is quoted if read so every row has the cells of the first, and besides
+        - read raw not every one has,
+        - or a quoted cell has doubled quotes in it,
+        - or no cell stands in quotes that it does not need, and no row takes several lines.
         '''
         n_lines = 0
         n_cells = 0
         ragged = False
         quotes = False
+        doubled = False
         needless = False
         for _, cells in numbered_cells(self, path, '\t', quoted=False):
             if not any(cells):
@@ -194,9 +216,12 @@ class Reader:
             for cell in cells:
                 if cell.startswith('"'):
                     quotes = True
-                    needless = needless or not re.search('[",]', cell[1:-1])  # Excel minds commas
+                    inside = re.fullmatch(r'"((?:[^"]|"")+)"', cell)
+                    if inside:
+                        doubled = doubled or '""' in inside[1]
+                        needless = needless or not re.search('[",\r]', inside[1])  # Excel: commas
             if n_lines == 1:
-                quotes_everywhere = quotes
+                header_is_quoted = quotes
         if not quotes:
             return False
         n_rows = 0
@@ -207,17 +232,19 @@ class Reader:
                     return False
         except UserError:
             return False
-        return ragged or (n_rows == n_lines and (quotes_everywhere or not needless))
+        return ragged or doubled or n_rows == n_lines and (header_is_quoted or not needless)
 
 
 DELIMITERS = {',': 'comma', ';': 'semicolon', '\t': 'tab'}
 
 
-def numbered_cells(reader, path, delimiter, quoted):
-    """Yield (number of the line, its cells) of a table. Raises UserError."""
+def numbered_cells(reader, path, delimiter, quoted, spaced=False):
+    """Yield (number of the line, its cells) of a table. spaced: whether a space after a delimiter
+    is no part of the cell. Raises UserError.
+    """
     if quoted:
         with reader.open(path, newline='') as file:  # a quoted cell may hold line breaks
-            rows = csv.reader(file, delimiter=delimiter, strict=True)
+            rows = csv.reader(file, delimiter=delimiter, strict=True, skipinitialspace=spaced)
             try:
                 for cells in rows:
                     yield rows.line_num, cells
@@ -234,12 +261,35 @@ def numbered_cells(reader, path, delimiter, quoted):
 
 def bare(names):
     """The names of the columns without BOMs and spaces around them."""
-    return [name.strip('\ufeff ') for name in names]
+    return [name.replace('\ufeff', '').strip() for name in names]
 
 
 def plain(name):
-    """A column's name without case, spaces and plural: ' Labels' is 'label'."""
-    return str(name).strip('\ufeff ').lower().removesuffix('s')
+    """A column's name without case, quotes, spaces and plural: ' Labels' is 'label'."""
+    name = unicodedata.normalize('NFC', str(name))
+    return name.replace('\ufeff', '').strip('" \t\n\xa0').lower().removesuffix('s')
+
+
+def is_header(cells, header, n):
+    """Whether line n is that of the names again: two files were joined. In a table of one column it
+    must be the very name, for a text may be a word. Raises UserError where their order is another.
+    """
+    if len(header) == 1:
+        return bare(cells)[0].strip('"') == header[0]
+    again, names = [[plain(name) for name in line] for line in (cells, header)]
+    if again != names and sorted(again) == sorted(names):
+        raise UserError(f'line {n} has the names of the columns in another order than the first '
+                        f'line; make two files of it')
+    return again == names
+
+
+def unique_keys(pairs):
+    """A JSON object as a dict. Raises UserError where a key is there twice."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        twice = next(key for n, (key, _) in enumerate(pairs) if key in dict(pairs[:n]))
+        raise UserError(f'the key {twice!r} is there twice')
+    return row
 
 
 def find_column(names, wanted, usual, flag):
@@ -301,18 +351,19 @@ def refuse_tables(file):
         return
     advice = 'or, if it is plain text, --unit=file or --unit=paragraph reads it'
     for delimiter, suffix in (('\t', '.tsv'), (',', '.csv'), (';', '.csv')):
-        names = [plain(cell) for cell in lines[0].split(delimiter)]
+        names = [plain(cell) for cell in lines[0].split(delimiter)]                # quoted or not
         has_text = any(name in names for name in TEXT_COLUMNS)
         has_rating = any(name in names for name in RATING_COLUMNS)
         if has_text and (has_rating or delimiter == '\t') and len(names) > 1:
             raise UserError(f'this is a table with the columns {lines[0]!r}; name it {suffix} '
                             f'({advice})')
-    n_tabs = {line.count('\t') for line in lines if line.strip()}
-    if len(lines) > 1 and len(n_tabs) == 1 and n_tabs != {0}:
-        raise UserError(f'this is a table: each line has {n_tabs.pop() + 1} cells, parted by tabs; '
-                        f'name it .tsv, and write the names of the columns into a first line '
-                        f'({advice})')
-    if re.match(r'\s*\{\s*"', lines[0]):
+    full = [line.strip() for line in lines if line.strip()]
+    if len(full) > 1 and all('\t' in line for line in full):
+        n_cells = sorted({line.count('\t') + 1 for line in full})
+        raise UserError(f'this is a table: each line has {" or ".join(map(str, n_cells))} cells, '
+                        f'parted by tabs; name it .tsv, and write the names of the columns into a '
+                        f'first line ({advice})')
+    if re.match(r'\s*(\[\s*)?\{\s*"', '\n'.join(lines)):
         raise UserError(f'this is JSON; name it .jsonl ({advice})')
 
 
@@ -327,12 +378,22 @@ def explain_encoding(path, encoding):
     text = head.decode(named, errors='replace')
     n_bad = text.count('\ufffd')
     n_foreign = sum(not character.isascii() for character in text)
-    zeros = head.count(0) > len(head) // 100  # as in UTF-16
-    few_are_bad = n_bad * 10 < n_foreign or n_bad == 1 < n_foreign
-    if few_are_bad and not zeros and '16' not in named:
+    few_are_bad = n_bad * 10 < n_foreign or n_bad == 1
+    if few_are_bad and not has_zeros(head) and '16' not in named:
         with opener(path, 'rb') as file:
             return f'{path}{first_bad_byte(file, named)}'
-    return f'{path} is not {named}; {guess_encoding(head)}'
+    likely, advice = guess_encoding(head)
+    if likely == named:
+        return f'{path} is not {named} throughout; is it whole?'
+    return f'{path} is not {named}; {advice}'
+
+
+def has_zeros(head):
+    """Whether the beginning of a file has the zeros of UTF-16: one byte of every space, digit and
+    line end, the first in big-endian. (Of 가 it is the other.)
+    """
+    fewer, more = sorted((head[0::2].count(0), head[1::2].count(0)))
+    return more > 1 + len(head) // 100 and more > 2 * fewer
 
 
 def first_bad_byte(file, encoding):
@@ -354,23 +415,30 @@ def first_bad_byte(file, encoding):
 
 
 def guess_encoding(head):
-    """What the beginning of a file may be in, and what to do, in words."""
-    # in UTF-16 one byte of every space, digit and line end is zero: in big-endian the first
-    many = len(head) // 100
+    """(encoding that the beginning of a file may be in, what to do, in words)"""
+    # in Korean bytes of 128 and more come in pairs, in Western European languages one by one
+    runs = [len(run) for run in re.findall(rb'[\x80-\xff]+', head)]
+    western = 2 * runs.count(1) > len(runs)
     if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         likely = 'utf-16'
-    elif head[0::2].count(0) > many:
-        likely = 'utf-16-be'
-    elif head[1::2].count(0) > many:
-        likely = 'utf-16-le'
+    elif has_zeros(head):
+        likely = 'utf-16-be' if head[0::2].count(0) > head[1::2].count(0) else 'utf-16-le'
+    elif decodes(head, 'utf-8'):
+        return 'utf-8', 'it is UTF-8: leave --encoding= out'
+    elif western:
+        return 'cp1252', ('it may be in a Western European encoding: say --encoding=cp1252, and '
+                          'look whether accents and quotes are right')
     else:
         likely = 'cp949'
+    if decodes(head, likely):
+        return likely, f'it looks like {likely}: say --encoding={likely}'
+    return '', 'convert it to UTF-8 (iconv -f ENCODING -t UTF-8) or say --encoding='
+
+
+def decodes(head, encoding):
+    """Whether the beginning of a file is in an encoding; it may end within a character."""
     try:
-        codecs.getincrementaldecoder(likely)().decode(head)  # it may end within a character
+        codecs.getincrementaldecoder(encoding)().decode(head)
     except UnicodeError:
-        n_high = sum(byte >= 128 for byte in head)
-        if n_high * 10 < len(head):                           # letters, some of them with accents
-            return ('it may be in a Western European encoding: say --encoding=cp1252, and look '
-                    'whether the accents are right')
-        return 'convert it to UTF-8 (iconv -f ENCODING -t UTF-8) or say --encoding='
-    return f'it looks like {likely}: say --encoding={likely}'
+        return False
+    return True

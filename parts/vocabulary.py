@@ -16,7 +16,7 @@ from pathlib import Path
 
 from parts.checkpoint import read_json
 from parts.corpus import LICENCES, RATING_TOKENS, hub_file, is_repository, read_split
-from parts.errors import UserError, print0
+from parts.errors import UserError, print0, user_path
 
 CONTROL_TOKENS = ['</s>', '<s>', *RATING_TOKENS]  # typed in a text they are plain characters
 
@@ -373,7 +373,7 @@ def find_vocabulary(model_name, revision=None):
     model_name: a folder with a vocabulary, a tokenizer.json, or a Hub repository: owner/name or
     owner/name@revision.
     """
-    path = Path(model_name).expanduser()
+    path = user_path(model_name)
     if (path / 'meta.json').exists():
         return load_vocabulary(path)
     file = path / 'tokenizer.json' if path.is_dir() else path

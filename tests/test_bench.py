@@ -197,12 +197,12 @@ def test_without_an_idea_the_run_is_another_one(ways, demo, tmp_path):
     assert (losses[0] == losses[1]) == (ways == '')
 
 
-STAIRS = '''name,seed,lr,bits_per_char,seconds,curve
-nanoGPT,0,0.001,5.2,60,"[[60, 5.2]]"
-nanoGPT,0,0.002,5.1,60,"[[60, 5.1]]"
-"nanoGPT's ideas, here",0,0.002,5.0,50,"[[25, 5.5], [50, 5.0]]"
-+ Muon,0,0.006,4.5,60,"[[20, 5.2], [40, 4.8], [60, 4.5]]"
-+ Muon,1,0.006,4.7,60,"[[20, 5.2], [40, 4.8], [60, 4.7]]"
+STAIRS = '''run,name,seed,lr,bits_per_char,seconds,curve
+a,nanoGPT,0,0.001,5.2,60,"[[60, 5.2]]"
+a,nanoGPT,0,0.002,5.1,60,"[[60, 5.1]]"
+a,"nanoGPT's ideas, here",0,0.002,5.0,50,"[[25, 5.5], [50, 5.0]]"
+a,+ Muon,0,0.006,4.5,60,"[[20, 5.2], [40, 4.8], [60, 4.5]]"
+a,+ Muon,1,0.006,4.7,60,"[[20, 5.2], [40, 4.8], [60, 4.7]]"
 '''
 
 
@@ -213,6 +213,8 @@ def test_the_staircase_is_drawn_from_runs_that_were_kept(tmp_path):
     # the best rate of each, the mean of the seeds
     for words in ('nanoGPT -->', '5.100, 60 s', '5.000, 50 s', '4.600, 60 s'):
         assert words in drawn
+    # runs of two kinds are not one staircase
+    assert 'holds runs of a' in bench('staircase', f'--results={tmp_path}/runs.csv', ok=False)
 
 
 @pytest.mark.long
@@ -221,6 +223,6 @@ def test_the_staircase_climbs_and_makes_no_run_twice(demo, tmp_path):
              '--rates=1e-3', f'--results={tmp_path}/runs.csv']
     first = bench('staircase', *flags, timeout=900)           # fourteen runs
     assert first.count('seed 0') == 14
-    assert 'ours but: whole texts in a row' in first
+    assert 'ours without: whole texts in a row' in first
     again = bench('staircase', *flags)
     assert again.strip() and again in first                   # the table alone

@@ -28,10 +28,12 @@ from parts.corpus import (
     PLAIN_FILES,
     check_texts,
     clean,
+    clean_lines,
     escape,
     map_ordered,
     read_split,
     unescape,
+    visible,
 )
 from parts.errors import UserError
 from parts.vocabulary import (
@@ -398,6 +400,44 @@ def test_quotes_are_read_where_the_file_quotes(tmp_path):
     assert sorted(text for _, text in reviews(tmp_path / 'data/nsmc')) == sorted(raw)
 
 
+@pytest.mark.parametrize('table, wanted', [
+    # one column: a cell of several lines, an empty one
+    ('text\n"첫 줄\n둘째"\n""\n"""좋다"" 해서"\n', ['첫 줄 둘째', '"좋다" 해서']),
+    ('id\ttext\r\n1\t"첫\r둘째"\r\n2\t"""좋다"""\r\n', ['첫 둘째', '"좋다"']),
+    ('id\ttext\n1\t""\n2\t"그냥"\n3\t"""좋다"""\n', ['그냥', '"좋다"']),
+])
+def test_doubled_quotes_are_those_of_a_table(tmp_path, table, wanted):
+    number = '9\t' if '\t' in table else ''
+    write(tmp_path / 'r.tsv', table + ''.join(f'{number}{text}\n' for text in LINES))
+    works(tmp_path, '--source=r.tsv', '--mode=manual')
+    assert sorted(text for _, text in reviews(tmp_path / 'data/r')) == sorted(wanted + LINES)
+
+
+def test_a_space_after_a_comma_is_no_part_of_a_cell(tmp_path):
+    rows = [f'{i % 3}, "{text}, ""또"""\n' for i, text in enumerate(LINES)]
+    write(tmp_path / 'r.csv', '\n\nlabel, text\n' + ''.join(rows))  # blank lines before
+    works(tmp_path, '--source=r.csv', '--mode=manual')
+    wanted = sorted((i % 3, f'{text}, "또"') for i, text in enumerate(LINES))
+    assert sorted(reviews(tmp_path / 'data/r')) == wanted
+
+
+def test_the_columns_of_the_first_object_stand(tmp_path):
+    rows = [{'text': text, 'label': 1} for text in LINES]
+    rows[7] |= {'comment': '확인함', 'rating': 0}
+    write(tmp_path / 'r.jsonl', '\n\ufeff'.join(map(json.dumps, rows)))           # files, joined
+    out = works(tmp_path, '--source=r.jsonl', '--mode=manual')
+    assert "the text is the column 'text', the rating 'label'" in out
+    assert sorted(reviews(tmp_path / 'data/r')) == sorted((1, text) for text in LINES)
+
+
+def test_labels_and_names_in_nfd_are_the_same_words(tmp_path):
+    rows = ''.join(f'{text},{"부정" if i % 2 else "긍정"}\n' for i, text in enumerate(LINES))
+    write(tmp_path / 'r.csv', unicodedata.normalize('NFD', '본문,label\n' + rows))
+    works(tmp_path, '--source=r.csv', '--mode=manual', '--text_column=본문')
+    wanted = sorted((1 - i % 2, text) for i, text in enumerate(LINES))
+    assert sorted(reviews(tmp_path / 'data/r')) == wanted
+
+
 def test_a_carriage_return_in_a_raw_table_is_a_space(tmp_path):
     lines = [f'{text}\r둘째 줄\t{i % 3}\r\n' for i, text in enumerate(LINES)]
     write(tmp_path / 'r.tsv', 'document\tlabel\r\n' + ''.join(lines))
@@ -423,6 +463,19 @@ def test_tables_that_were_joined_are_read_as_one(tmp_path):
     assert '1 left out: 1 the names of the columns again' in out
     write(tmp_path / 'excel.csv', 'sep=;\r\n' + part[1:].replace('\n', '\r\n'))
     assert 'kept: 60' in works(tmp_path, '--source=excel.csv', '--mode=manual')
+
+
+def test_texts_that_look_alike_are_on_one_side():
+    alike = ['맛집 추천', '맛집 \u200b추천', '맛집\u200b  추천', '맛집\n추천',
+             unicodedata.normalize('NFD', '맛집 추천').replace('ᆸ', '\u200bᆸ')]
+    assert {visible(text) for text in alike} == {'맛집 추천'}
+    for unseen in ('\ufff9\ufffb', '\x80\x81', '\uffff', '\U0001d159', '\u2028\x85'):
+        assert not visible(clean_lines(unseen))
+
+
+def test_a_text_of_several_lines_has_no_control_characters_but_line_breaks():
+    strange = 'a\x1fb\x1cc\x85d\x9b31me\x0cf\x0bg\u2028h\u2029i\r\nj\rk\tl\x00m'
+    assert clean_lines(strange) == 'a\nb\nc\nd31me\nf\ng\nh\ni\nj\nk\tlm'
 
 
 def test_what_cannot_be_seen_is_no_text_and_moves_none(tmp_path):
@@ -467,6 +520,17 @@ def test_a_folder_is_read_in_order_and_what_is_not_read_is_said(tmp_path):
     assert 'holds no file' in refused(tmp_path, '--source=data/notes/manual')
 
 
+def test_links_and_files_without_a_text_are_said(tmp_path):
+    write(tmp_path / 'notes/a.txt', '\n'.join(LINES))
+    write(tmp_path / 'notes/empty.txt', '')
+    write(tmp_path / 'elsewhere/b.txt', GOOD)
+    (tmp_path / 'notes/link').symlink_to('../elsewhere')
+    (tmp_path / 'notes/nowhere').symlink_to('nowhere')
+    out = works(tmp_path, '--source=notes', '--mode=manual')
+    assert "files without a text: 1, as ['empty.txt']" in out
+    assert "other files, not read: 2, as ['link', 'nowhere']" in out
+
+
 # --- texts with line breaks ---
 
 STORY = '첫 줄\n\n  들여쓴 줄\t끝 \n␤ 와 ␛␤ 와 \\n\n' + unicodedata.normalize('NFD', '한글 é')
@@ -499,6 +563,19 @@ def test_a_file_comes_back_to_the_last_character(tmp_path, hub_file, vocabulary)
         assert list(read_split(folder / SIDES[side])) == [(-1, part)]
         _, stream = streams(folder / mode, side)
         assert [vocab.decode(ids) for _, ids in stream] == [part]
+
+
+@pytest.mark.parametrize('text, cut', [
+    ('abcd ' * 25 + '\n' * 20, 111), ('a' + '\u200b' * 20, 21), ('\u200b' * 20 + 'a', 0)])
+def test_a_file_whose_end_cannot_be_seen_loses_nothing(tmp_path, text, cut):
+    write(tmp_path / 'notes/a.txt', text)
+    write(tmp_path / 'notes/b.txt', GOOD * 9)
+    works(tmp_path, '--source=notes', '--unit=file', '--mode=manual')
+    train, val = ([text for _, text in read_split(tmp_path / 'data/notes' / name)]
+                  for name in SIDES.values())
+    other, its_cut = GOOD * 9, int(len(GOOD * 9) * 0.9)
+    assert train == [*filter(None, [text[:cut]]), other[:its_cut]]
+    assert val == [*filter(None, [text[cut:]]), other[its_cut:]]
 
 
 def test_a_blank_line_ends_a_paragraph(tmp_path):
@@ -627,6 +704,11 @@ BAD_FILES = {  # what is wrong: file, its content, words of the sentence
     'a CSV called .txt': ('r.txt', 'text,label\n굿,1\n', ['a table', '.csv']),
     'a table without names': ('r.txt', '1\t굿\n0\t별로\n', ['a table', '2 cells', '.tsv']),
     'JSON called .txt': ('r.txt', '{"text": "굿"}\n', ['JSON', '.jsonl']),
+    'a quoted CSV called .txt': ('r.txt', '"text","label"\n"굿","1"\n', ['a table', '.csv']),
+    'a ragged table': ('r.txt', '1\t굿\n0\t별로\t2\n', ['a table', '2 or 3 cells', '.tsv']),
+    'an array called .txt': ('r.txt', '[\n {"text": "굿"}\n]', ['JSON', '.jsonl']),
+    'a key twice': ('r.jsonl', '{"text": "굿", "text": "또"}', ['line 1', "'text' is there twice"]),
+    'other order': ('r.csv', 'text,label\n굿,1\nlabel,text\n0,별로\n', ['line 3', 'another order']),
     'empty': ('r.txt', '', ['0 texts']),
     'empty table': ('r.csv', '', ['0 texts']),
     'only names': ('r.csv', 'text,label\n', ['0 texts']),
@@ -636,6 +718,11 @@ BAD_FILES = {  # what is wrong: file, its content, words of the sentence
     'neither UTF-8 nor anything': ('r.txt', b'\x80\xff\xfe\x81\x20' * 50, ['iconv']),
     'one bad byte': ('r.txt', f'굿\n{GOOD} '.encode() + b'\xff\n', ['line 2', '0xff', 'ㅋㅋ']),
     'cut within a character': ('r.txt', '굿\n별로'.encode()[:-1], ['line 2', 'ends within']),
+    'cut within the last one': ('r.txt', 'un café'.encode()[:-1], ['line 1', 'ends within']),
+    'UTF-16': ('r.txt', ('привет мир 1\n' * 9).encode('utf-16-le'), ['--encoding=utf-16-le']),
+    'Korean UTF-16': ('r.csv', ('맛이 가끔 좋아요\n' * 9).encode('utf-16-be'), ['--encoding=utf-16-be']),
+    'curly quotes': ('r.txt', 'I don’t … it’s\n'.encode('cp1252') * 9, ['--encoding=cp1252']),
+    'cp949 cut short': ('r.txt.gz', gzip.compress('굿\n'.encode('cp949') * 999)[:-9], ['r.txt']),
     'gzip cut short': ('r.txt.gz', gzip.compress('굿\n'.encode() * 99)[:-9], ['r.txt.gz']),
     'parquet cut short': ('r.parquet', parquet_cut_short, ['r.parquet']),
     'parquet of lists': ('r.parquet', parquet_of_lists, ["'text' holds list<", 'not text']),
@@ -665,6 +752,10 @@ def test_a_bad_file_is_refused_in_a_sentence_and_leaves_nothing(tmp_path, case):
     (['--vocab_size=70000'], '65536'),
     (['--batch_size=0'], 'batch_size'),
     (['--ratings=1:7', '--source=a.csv'], 'LABEL:RATING'),
+    (['--ratings=bad:0,good:1,2', '--source=a.csv'], 'LABEL:RATING'),
+    (['--ratings=bad:0,Bad:1', '--source=a.csv'], "'bad' two ratings"),
+    (['--source=~nobody-of-this-name/a.csv'], '~nobody'),
+    (['--source=demo', '--text_column=body'], 'text_column is for files of your own'),
     (['--data_dir=nowhere'], 'train.txt'),
     (['--source=demo,demo'], 'demo_train.txt'),
     (['--source=a.csv,b/a.txt'], 'a_train.txt'),
@@ -781,6 +872,43 @@ def test_a_text_that_was_edited_is_not_written_over_and_its_ids_are_stale(tmp_pa
     check_texts(folder, read_meta(folder / 'manual'))
 
 
+def test_of_the_files_of_a_source_too_only_ours_are_written_over(tmp_path):
+    for name in ('a', 'b'):
+        write(tmp_path / f'{name}.txt', '\n'.join(f'{name} {text}' for text in LINES))
+    words = ['--mode=manual', '--output_dir=out']
+    works(tmp_path, '--source=a.txt,b.txt', *words)
+    works(tmp_path, '--source=a.txt', *words)
+    works(tmp_path, '--source=a.txt,b.txt', *words)           # b_train.txt is still ours
+    with open(tmp_path / 'out/b_train.txt', 'a') as file:
+        file.write('-\tmy own line\n')
+    assert 'b_train.txt' in refused(tmp_path, '--source=b.txt', *words)
+    for meta in ('{"sources": []}', '{"sources": [], "author": "me"}'):
+        write(tmp_path / 'mine/meta.json', meta)
+        write(tmp_path / 'mine/train.txt', 'precious')
+        words = ['--source=a.txt', '--mode=manual', '--output_dir=mine']
+        assert 'is there' in refused(tmp_path, *words)
+        assert (tmp_path / 'mine/train.txt').read_text() == 'precious'
+
+
+def test_the_floor_is_that_of_these_texts_and_no_others(tmp_path):
+    words = ['--mode=manual', '--output_dir=demo']
+    works(tmp_path, '--source=demo', '--n_reviews=300', *words)
+    assert 'floor_bits_per_char' in read_meta(tmp_path / 'demo/manual')
+    path = tmp_path / 'demo/validation.txt'
+    path.write_text(''.join(path.read_text('utf-8').splitlines(keepends=True)[:9]), 'utf-8')
+    works(tmp_path, '--data_dir=demo', '--mode=manual')
+    assert 'floor_bits_per_char' not in read_meta(tmp_path / 'demo/manual')
+    works(tmp_path, '--data_dir=demo', '--output_dir=copy', '--mode=manual')
+    assert 'floor_bits_per_char' not in read_meta(tmp_path / 'copy')
+
+
+def test_a_split_with_the_lines_of_an_old_mac_is_refused(tmp_path):
+    for name in SIDES.values():
+        write(tmp_path / 'own' / name, ''.join(SPLIT).replace('\n', '\r'))
+    words = ['--data_dir=own', '--output_dir=copy', '--mode=manual']
+    assert 'a carriage return' in refused(tmp_path, *words)
+
+
 def test_ids_of_the_text_before_are_stale(tmp_path):
     write(tmp_path / 'a.txt', '\n'.join(LINES))
     write(tmp_path / 'b.txt', '\n'.join(f'{text} b' for text in LINES))
@@ -882,9 +1010,15 @@ def test_a_plan_of_somebody_else_moves_nothing_out_of_its_folder(tmp_path):
         write(tmp_path / 'own' / name, ''.join(SPLIT))
     write(tmp_path / 'bashrc', 'mine')
     write(tmp_path / 'own/x', 'harm')
-    write(tmp_path / 'own/renames.json', json.dumps({'x': '../bashrc', '../bashrc.1.part': 'x'}))
-    works(tmp_path, '--data_dir=own', '--mode=manual')
-    assert (tmp_path / 'bashrc').read_text() == 'mine'
+    for part, name in (('x', '../bashrc'), ('../bashrc.1.part', 'x'), ('7.part', '../bashrc'),
+                       ('../bashrc.7.part', '../bashrc'), ('old.jpg', 'new.jpg')):
+        plan = json.dumps({part: name})
+        write(tmp_path / 'own/renames.json', plan)
+        write(tmp_path / 'own/7.part', 'harm')
+        done = run('prepare.py', '--data_dir=own', '--mode=manual', cwd=tmp_path, ok=False)
+        assert 'renames.json is not one of' in done.stderr
+        assert (tmp_path / 'bashrc').read_text() == 'mine'
+        assert (tmp_path / 'own/renames.json').read_text() == plan
 
 
 PEAK_MEMORY = """
