@@ -207,7 +207,7 @@ def main():
             if world_size > 1:  # the processes add up their gradients once a step, at its end
                 network.require_backward_grad_sync = end == data.rows_per_rank
             x, y, ratings = batch.rows(first, end, device)    # (B, T) each
-            with autocast:
+            with autocast:  # (texts without ratings: ratings is -1, and rating_loss 0)
                 token_loss, rating_loss = network(x, y, ratings, rating_ids)
             # the mean over all targets of the step, whichever process and pass they are in
             loss = (token_loss + RATING_WEIGHT * rating_loss) / batch.n_targets
@@ -383,7 +383,8 @@ def fit_to_minutes(run, meta, base, device):
     peak = from_rank0(matmul_peak(device, dtype)) * world_size
     flops = 60 * run.minutes * peak * USUAL_SHARE
     given_width = run.d_model if 'd_model' in run.given else 0
-    shape = shape_for(n_tokens, meta['vocab_size'], flops, given_width)
+    epochs = run.epochs if 'epochs' in run.given else 0
+    shape = shape_for(n_tokens, meta['vocab_size'], flops, given_width, epochs)
     shape['batch_size'] = math.ceil(shape['batch_size'] / world_size) * world_size
     chosen = {} if base else choose(run, shape)
 
@@ -395,13 +396,12 @@ def fit_to_minutes(run, meta, base, device):
     again = (spent - measuring) / (2 if compiled else 1)
     seconds = from_rank0((60 * run.minutes - spent - again) * TRAINING_SHARE)
     budget = from_rank0(step_tokens / step_seconds) * seconds
-    epochs = run.epochs if 'epochs' in run.given else 0
     if budget < max(1, epochs) * step_tokens:
         raise UserError(f'minutes={run.minutes:g}: to begin takes {spent + again:.0f} s here, and '
                         f'a step {step_seconds:.2g} s')
     length = length_for(n_tokens, n_weights, budget, step_tokens, epochs)
     if base:
-        del length['dropout'], length['table_decay']
+        del length['table_decay']
     chosen |= choose(run, {**length, 'dtype': str(dtype).removeprefix('torch.'),
                            'compile': 'true' if compiled else 'false'})
     flags = ' '.join(f'--{name}={value}' for name, value in chosen.items())

@@ -11,9 +11,9 @@ import math
 MOST_EPOCHS = 60           # more passes over a text only learn it by heart
 
 
-def shape_for(n_tokens, vocab_size, flops, d_model=0):
+def shape_for(n_tokens, vocab_size, flops, d_model=0, epochs=0):
     """{setting of train.py: value}: the model, and the steps, where there is time for so many
-    floating-point operations. n_tokens: of the text. d_model: where it is given (0: it is not).
+    floating-point operations. n_tokens: of the text. d_model, epochs: where they are given.
     """
     # How many weights a pass multiplies with: 12 d_model² in a block, vocab_size d_model in the
     # head. The best number grows with a power of the operations (0.5 in large models, Hoffmann et
@@ -23,12 +23,11 @@ def shape_for(n_tokens, vocab_size, flops, d_model=0):
     def layers(d_model):
         return max(4, d_model // 48)
 
-    def distance(d_model):
-        n = (12 * layers(d_model) * d_model + vocab_size) * d_model
-        return abs(math.log(n / n_weights))
+    def weights(d_model):
+        return (12 * layers(d_model) * d_model + vocab_size) * d_model
 
     widths = [d_model] if d_model else [64, 96, 128, 160, 192, 224, *range(256, 2049, 64)]
-    d_model = min(widths, key=distance)
+    d_model = min(widths, key=lambda d_model: abs(math.log(weights(d_model) / n_weights)))
     if d_model < 128:
         n_rows = 4
     elif d_model < 256:
@@ -37,11 +36,14 @@ def shape_for(n_tokens, vocab_size, flops, d_model=0):
         n_rows = 16
     else:
         n_rows = 64
+    budget = flops / 6 / weights(d_model)                     # 6 operations for a weight and token
+    n_stored = weights(d_model) + vocab_size * d_model        # with the embedding
     return {
         'n_layers': layers(d_model),
         'd_model': d_model,
         'batch_size': max(1, min(n_rows, n_tokens // (8 * 256))),         # some steps an epoch
         'lr': 8e-3 if d_model < 256 else 6e-3,
+        'dropout': 0.1 if by_heart(n_tokens, n_stored, budget, epochs) else 0.0,
     }
 
 
@@ -51,14 +53,16 @@ def length_for(n_tokens, n_weights, budget, step_tokens, epochs=0):
     where they are given.
     """
     epochs = epochs or min(max(1, math.ceil(budget / n_tokens - 0.1)), MOST_EPOCHS)
-    # It learns the text by heart where there are many weights for a token, and many passes.
-    n_passes = min(budget / n_tokens, epochs)
-    by_heart = n_passes > 1 and n_passes * n_weights / n_tokens > 5
     # 1 an epoch, but at most a thirtieth a step: a text of few steps would lose its tables
     table_decay = min(1.0, round(n_tokens / step_tokens / 30, 3))
     return {
         'epochs': epochs,
         'n_tokens': round(budget / epochs / 1e6, 4) if budget < epochs * n_tokens else 0.0,
-        'dropout': 0.1 if by_heart else 0.0,
-        'table_decay': table_decay if by_heart else 0.0,
+        'table_decay': table_decay if by_heart(n_tokens, n_weights, budget, epochs) else 0.0,
     }
+
+
+def by_heart(n_tokens, n_weights, budget, epochs):
+    """Whether a model would learn a text by heart: many weights for a token, and many passes."""
+    n_passes = min(budget / n_tokens, epochs or MOST_EPOCHS)
+    return n_passes > 1 and n_passes * n_weights / n_tokens > 5

@@ -55,6 +55,8 @@ class Data:
     steps, steps_per_epoch, steps_per_shard    of the run, of an epoch, of a shard
     tokens_per_step                            room in the rows of a step; a few stay empty
     row_length, rows_per_step, rows_per_rank   T; the rows of all processes and of each
+    n_texts, group_size, group_lengths         texts; how many of them are shuffled as one, and the
+                                               tokens of such a group
     tokens, offsets                            the stream of train.bin, where its texts begin
     spread                                     how much longer the stretch is that a shard takes
                                                its pieces from, where a long text is read in part
