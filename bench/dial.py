@@ -1,4 +1,4 @@
-"""Is what --minutes chooses any good? The same minutes with shapes that a person chose.
+"""Is what the dial, --minutes, chooses any good? The same minutes with shapes that a person chose.
 
     python -m bench.dial --data_dir=data/movie --minutes=5 --shapes=dial,4x64,4x96,4x128
     python -m bench.dial --draw=assets/dial.svg
@@ -85,7 +85,7 @@ def draw_results(rows):
     from matplotlib.figure import Figure
     texts = sorted({row['text'] for row in rows})
     times = sorted({float(row['minutes']) for row in rows})
-    figure = Figure(figsize=(3 * len(times), 2.2 * len(texts)), layout='constrained')
+    figure = Figure(figsize=(3.4 * len(times), 2.2 * len(texts)), layout='constrained')
     grid = figure.subplots(len(texts), len(times), squeeze=False)
     for text, panels in zip(texts, grid):
         for asked, axes in zip(times, panels):
@@ -95,8 +95,8 @@ def draw_results(rows):
             axes.set_title(f'{text}, {asked:g} min', fontsize=9)
             axes.tick_params(labelsize=7)
             axes.margins(0.25)
-    figure.supxlabel('width of the model (beside a point: seconds from Enter to the prompt)',
-                     fontsize=9)
+    figure.supxlabel('width of the model; a star: what the dial chose; beside a point: seconds from '
+                     'Enter to the prompt', fontsize=9)
     figure.supylabel('bits per character', fontsize=9)
     figure.savefig(draw)
 
