@@ -150,7 +150,7 @@ class Model(nn.Module):
     def __init__(self, config, layers, **modules):
         super().__init__()
         self.config = config
-        self.model = nn.ModuleDict(dict(
+        self.model = nn.ModuleDict(dict(                      # named as in Transformers
             embed_tokens=nn.Embedding(config.vocab_size, config.d_model), **modules,
             layers=nn.ModuleList(layers), norm=RMSNorm(config.d_model, config.eps)))
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)

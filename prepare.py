@@ -54,7 +54,7 @@ unit = 'line'         # what one text of a .txt is: line, paragraph or file
 text_column = ''      # of a table: the column of the texts ('': review, document, comment, text)
 rating_column = ''    # ('': rating, label, sentiment, score, star; none: read no ratings)
 ratings = ''          # what the labels mean, as 1:0,2:0,3:2,4:1,5:1 for stars; words too
-encoding = 'utf-8-sig'  # of .csv .tsv .jsonl .txt sources; old Korean files are often cp949
+encoding = 'utf-8-sig'  # of sources but .parquet; old Korean files are often cp949
 n_reviews = 100000    # how many reviews the demo grammar writes
 seed = 0              # of the demo grammar
 # the vocabulary
@@ -94,7 +94,7 @@ def main():
     except OSError as error:  # no space left, no permission, a file where a folder should be
         raise UserError(error) from None
     except KeyboardInterrupt:
-        raise UserError('interrupted; what was there before is there still') from None
+        raise UserError('interrupted; each file is still whole') from None
     for report in reports:
         for line in report.lines():
             print0(line)
@@ -152,13 +152,14 @@ def name_sources():
 
 def split_at_commas(text):
     """The sources in 'a.csv,b.csv'; a comma in the name of a file that is there stays."""
+    parts = text.split(',')
     names = []
-    for part in text.split(','):
-        longer = f'{names[-1]},{part}' if names else ''
-        if longer and user_path(longer).exists():
-            names[-1] = longer
-        else:
-            names.append(part)
+    while parts:
+        n = len(parts)
+        while n > 1 and not user_path(','.join(parts[:n])).exists():
+            n -= 1
+        names.append(','.join(parts[:n]))
+        del parts[:n]
     return names
 
 

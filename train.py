@@ -79,7 +79,7 @@ window = 8             # ffn: how many tokens it reads
 chunk_size = 256       # longest row in tokens, and how far attention looks back
 dropout = 0.0          # share of activations dropped in training; 0.1 where data is repeated often
 # --- optimizer ---
-batch_size = 16        # a step reads batch_size * chunk_size tokens, over all processes together
+batch_size = 16        # rows of chunk_size in a step of all processes; short texts: shorter, more
 micro_batch = 0        # like batch_size, in one pass of one process: saves memory (0: all at once)
 epochs = 1             # passes over the data
 n_tokens = 0.0         # million tokens per epoch, each time another random part (0: all there are)
@@ -106,7 +106,7 @@ GRAD_CLIP = 1.0        # the longest gradient that is allowed
 USUAL_SHARE = 0.45       # of the peak, which training usually reaches
 TRIAL_SHARE = 0.04       # of the time, to measure the speed,
 MOST_TRIAL_SECONDS = 20  # and no more than this
-TRAINING_SHARE = 0.88    # of the time; the rest is for imports, counting, validation and saving
+TRAINING_SHARE = 0.88    # of what is left then; the rest is for counting, validation and saving
 # When a run goes on, only these may differ from its own settings; NOT_KEPT are not stored with it.
 MAY_CHANGE = {'data_dir', 'micro_batch', 'eval_interval', 'eval_tokens', 'log_interval',
               'device', 'dtype', 'compile', 'show'}
@@ -154,6 +154,7 @@ def main():
     model = (base or new_model(run, data, meta, checkpoint)).to(device)
     model.config.reads_ratings = data.asks_ratings
     rating_ids = torch.tensor(data.rating_ids, device=device)
+    # seconds: of training so far; those of counting are the first
     seconds, warm_start = first_weights(model, run, data, base, checkpoint)
     best = checkpoint['best'] if checkpoint else math.inf  # the lowest validation loss
     dtype, compiled, peak = choose_computation(model, run, data, device)
@@ -366,7 +367,7 @@ def check_data(run, meta, checkpoint):
 # --- how much fits into some minutes ---
 
 def fit_to_minutes(run, meta, base, device):
-    """The settings, with a shape and a length for run.minutes from Enter to the prompt.
+    """The settings, with a shape and a length for run.minutes, the whole command.
 
     The peak of this machine tells the shape of the model. Some steps of that shape, with a model
     that is thrown away, tell how many will fit. What a person gave stands, and of a model that is
@@ -382,9 +383,10 @@ def fit_to_minutes(run, meta, base, device):
     dtype, _ = from_rank0(select_dtype(run.dtype, device))
     peak = from_rank0(matmul_peak(device, dtype)) * world_size
     flops = 60 * run.minutes * peak * USUAL_SHARE
-    given_width = run.d_model if 'd_model' in run.given else 0
-    epochs = run.epochs if 'epochs' in run.given else 0
-    shape = shape_for(n_tokens, meta['vocab_size'], flops, given_width, epochs)
+    given = {name: getattr(run, name) for name in ('d_model', 'n_layers', 'epochs')
+             if name in run.given}
+    epochs = given.get('epochs', 0)
+    shape = shape_for(n_tokens, meta['vocab_size'], flops, run.chunk_size, **given)
     shape['batch_size'] = math.ceil(shape['batch_size'] / world_size) * world_size
     chosen = {} if base else choose(run, shape)
 

@@ -19,7 +19,7 @@ from parts.errors import run_script
 
 data_dir = 'data/movie'        # what prepare.py wrote
 mode = 'tokenizer'             # which of its vocabularies
-minutes = 1.0                  # from Enter to the prompt, of every run
+minutes = 1.0                  # for the whole command, of every run
 shapes = 'dial,4x64,4x96'      # what to train
 flags = ''                     # more of train.py's, as --batch_size=8 --dropout=0.1
 results = 'out/dial.csv'       # where the lines go
@@ -95,8 +95,8 @@ def draw_results(rows):
             axes.set_title(f'{text}, {asked:g} min', fontsize=9)
             axes.tick_params(labelsize=7)
             axes.margins(0.25)
-    figure.supxlabel('width of the model; a star: what the dial chose; beside a point: seconds from '
-                     'Enter to the prompt', fontsize=9)
+    figure.supxlabel('width of the model; a star: what the dial chose; beside a point: seconds, '
+                     'the whole command', fontsize=9)
     figure.supylabel('bits per character', fontsize=9)
     figure.savefig(draw)
 

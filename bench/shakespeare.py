@@ -4,7 +4,7 @@
     python -m bench.shakespeare --nanogpt=../nanoGPT
 
 nanoGPT, a checkout that is copied and not changed, trains as its README says for a CPU, then this
-project with each config file and seed. Seconds are from Enter to the prompt: loading, compiling,
+project with each config file and seed. Seconds are of the whole command: loading, compiling,
 validation and saving are in them. The score is nats per character on the last tenth of the text.
 Each model reads it in windows as long as its context, and each character, but for those of the
 first half window, has half a window or more before it.
@@ -45,7 +45,7 @@ def main():
         raise UserError(f'{folder} has no manual/meta.json; python prepare.py --source=shakespeare')
     train, val = (''.join(text for _, text in read_split(folder / name))
                   for name in ('train.txt', 'validation.txt'))
-    print(f'{len(val):,} characters of validation; seconds from Enter to the prompt')
+    print(f'{len(val):,} characters of validation; seconds of the whole command')
     print(f'{"":32}  context  seconds  nats/character', flush=True)
     with tempfile.TemporaryDirectory() as work:
         if nanogpt:
@@ -77,7 +77,7 @@ def train_nanogpt(folder, text):
 
 
 def run_train(folder, words):
-    """Run the train.py of a folder; returns the seconds from Enter to the prompt."""
+    """Run the train.py of a folder; returns the seconds of the whole command."""
     start = time.perf_counter()
     run_python(['train.py', *words], folder)
     return time.perf_counter() - start

@@ -11,9 +11,10 @@ import math
 MOST_EPOCHS = 60           # more passes over a text only learn it by heart
 
 
-def shape_for(n_tokens, vocab_size, flops, d_model=0, epochs=0):
+def shape_for(n_tokens, vocab_size, flops, chunk_size=256, d_model=0, n_layers=0, epochs=0):
     """{setting of train.py: value}: the model, and the steps, where there is time for so many
-    floating-point operations. n_tokens: of the text. d_model, epochs: where they are given.
+    floating-point operations. n_tokens: of the text. d_model, n_layers, epochs: where they are
+    given.
     """
     # How many weights a pass multiplies with: 12 d_model² in a block, vocab_size d_model in the
     # head. The best number grows with a power of the operations (0.5 in large models, Hoffmann et
@@ -21,7 +22,7 @@ def shape_for(n_tokens, vocab_size, flops, d_model=0, epochs=0):
     n_weights = 5.5e5 * (flops / 3.3e12) ** 0.4
 
     def layers(d_model):
-        return max(4, d_model // 48)
+        return n_layers or max(4, d_model // 48)
 
     def weights(d_model):
         return (12 * layers(d_model) * d_model + vocab_size) * d_model
@@ -29,19 +30,20 @@ def shape_for(n_tokens, vocab_size, flops, d_model=0, epochs=0):
     widths = [d_model] if d_model else [64, 96, 128, 160, 192, 224, *range(256, 2049, 64)]
     d_model = min(widths, key=lambda d_model: abs(math.log(weights(d_model) / n_weights)))
     if d_model < 128:
-        n_rows = 4
+        n_rows = 4                                            # of 256 tokens
     elif d_model < 256:
         n_rows = 8
     elif d_model < 512:
         n_rows = 16
     else:
         n_rows = 64
+    n_rows = max(1, min(n_rows, n_tokens // (8 * 256)) * 256 // chunk_size)   # some steps an epoch
     budget = flops / 6 / weights(d_model)                     # 6 operations for a weight and token
     n_stored = weights(d_model) + vocab_size * d_model        # with the embedding
     return {
         'n_layers': layers(d_model),
         'd_model': d_model,
-        'batch_size': max(1, min(n_rows, n_tokens // (8 * 256))),         # some steps an epoch
+        'batch_size': n_rows,
         'lr': 8e-3 if d_model < 256 else 6e-3,
         'dropout': 0.1 if by_heart(n_tokens, n_stored, budget, epochs) else 0.0,
     }
@@ -53,8 +55,9 @@ def length_for(n_tokens, n_weights, budget, step_tokens, epochs=0):
     where they are given.
     """
     epochs = epochs or min(max(1, math.ceil(budget / n_tokens - 0.1)), MOST_EPOCHS)
-    # 1 an epoch, but at most a thirtieth a step: a text of few steps would lose its tables
-    table_decay = min(1.0, round(n_tokens / step_tokens / 30, 3))
+    # 1 an epoch, but at most a thirtieth a step, or the tables of a short text would be erased
+    n_steps = min(n_tokens, budget / epochs) / step_tokens                # of an epoch
+    table_decay = min(1.0, round(n_steps / 30, 3))
     return {
         'epochs': epochs,
         'n_tokens': round(budget / epochs / 1e6, 4) if budget < epochs * n_tokens else 0.0,

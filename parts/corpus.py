@@ -199,6 +199,7 @@ def source_name(source):
         return source
     name = source.resolve().name
     if source.is_file():
+        name = source.name                                    # a link has its own
         name = name[:name.lower().rindex(file_type(source))]
     if not name.isprintable():
         raise UserError(f'source {ascii(name)}: there are characters in this name that cannot be '
@@ -789,7 +790,7 @@ def finish_renames(folder):
             raise UserError(f'{path} is not one of prepare.py; move it away')
     for part, name in plan.items():
         with suppress(FileNotFoundError):                     # it was done before
-            os.replace(folder / part, folder / name)
+            os.replace(folder / part, folder / str(name))
     path.unlink(missing_ok=True)
 
 

@@ -169,9 +169,10 @@ class Reader:
         quoted = delimiter != '\t' or self.is_quoted(path)
         spaced = f'{delimiter} ' in first  # label, text
         lines = numbered_cells(self, path, delimiter, quoted, spaced)
-        lines = dropwhile(lambda line: not any(map(str.strip, line[1])), lines)
         if excel:
+            lines = dropwhile(lambda line: 'sep=' not in ''.join(line[1]), lines)
             next(lines)
+        lines = dropwhile(lambda line: not any(map(str.strip, line[1])), lines)
         _, names = next(lines, (0, []))
         header = bare(names)
         if not header:
@@ -181,7 +182,7 @@ class Reader:
         rating_cell = None if rating is None else header.index(rating)
         usual = sorted(map(plain, header))
         for n, cells in lines:
-            if not any(cells):
+            if not any(cells) or len(cells) == 1 < len(header) and not cells[0].strip():
                 yield LeftOut('empty'), None
             elif len(cells) != len(header):
                 raise UserError(f'line {n} has {len(cells)} cells and the first line has '
@@ -207,9 +208,12 @@ class Reader:
         quotes = False
         doubled = False
         needless = False
-        for _, cells in numbered_cells(self, path, '\t', quoted=False):
-            if not any(cells):
-                continue
+        def rows(quoted):
+            for _, cells in numbered_cells(self, path, '\t', quoted):
+                if any(cells) and cells[0].strip('\ufeff"') != 'sep=':             # of Excel
+                    yield cells
+
+        for cells in rows(quoted=False):
             n_lines += 1
             n_cells = n_cells or len(cells)
             ragged = ragged or len(cells) != n_cells
@@ -226,12 +230,17 @@ class Reader:
             return False
         n_rows = 0
         try:
-            for _, cells in numbered_cells(self, path, '\t', quoted=True):
-                n_rows += any(cells)
-                if any(cells) and len(cells) != n_cells:
+            for cells in rows(quoted=True):
+                n_rows += 1
+                if len(cells) != n_cells:
                     return False
         except UserError:
+            if header_is_quoted:                              # with quotes as no CSV has them
+                raise
             return False
+        if n_cells == 1 and not doubled and n_rows != n_lines:
+            raise UserError('a quote at the beginning of a line closes in a later one: is it one '
+                            'cell? If so, name it .csv, and if a quote is a quote, .txt')
         return ragged or doubled or n_rows == n_lines and (header_is_quoted or not needless)
 
 
@@ -378,7 +387,7 @@ def explain_encoding(path, encoding):
     text = head.decode(named, errors='replace')
     n_bad = text.count('\ufffd')
     n_foreign = sum(not character.isascii() for character in text)
-    few_are_bad = n_bad * 10 < n_foreign or n_bad == 1
+    few_are_bad = n_bad * 10 < n_foreign or n_bad <= 1
     if few_are_bad and not has_zeros(head) and '16' not in named:
         with opener(path, 'rb') as file:
             return f'{path}{first_bad_byte(file, named)}'
@@ -408,8 +417,9 @@ def first_bad_byte(file, encoding):
                 return f', line {n}: it ends within a character, after {before!r}; is it whole?'
             byte = line[error.start]
             return (f', line {n}: after {before!r} stands the byte 0x{byte:02x} (byte '
-                    f'{offset + error.start:,} of the file), which is not {encoding}; mend it, or '
-                    f'drop all such bytes (iconv -c -f {encoding} -t {encoding})')
+                    f'{offset + error.start:,} of the file), which is not {encoding}; mend it, say '
+                    f'in which encoding it is (--encoding=cp1252, perhaps), or drop all such bytes '
+                    f'(iconv -c -f {encoding} -t {encoding})')
         offset += len(line)
     return f' is not {encoding}'
 

@@ -404,6 +404,7 @@ def test_quotes_are_read_where_the_file_quotes(tmp_path):
     # one column: a cell of several lines, an empty one
     ('text\n"첫 줄\n둘째"\n""\n"""좋다"" 해서"\n', ['첫 줄 둘째', '"좋다" 해서']),
     ('id\ttext\r\n1\t"첫\r둘째"\r\n2\t"""좋다"""\r\n', ['첫 둘째', '"좋다"']),
+    ('sep=\t\n\nid\ttext\n1\t"그냥 ""또"" 와"\n', ['그냥 "또" 와']),
     ('id\ttext\n1\t""\n2\t"그냥"\n3\t"""좋다"""\n', ['그냥', '"좋다"']),
 ])
 def test_doubled_quotes_are_those_of_a_table(tmp_path, table, wanted):
@@ -411,6 +412,15 @@ def test_doubled_quotes_are_those_of_a_table(tmp_path, table, wanted):
     write(tmp_path / 'r.tsv', table + ''.join(f'{number}{text}\n' for text in LINES))
     works(tmp_path, '--source=r.tsv', '--mode=manual')
     assert sorted(text for _, text in reviews(tmp_path / 'data/r')) == sorted(wanted + LINES)
+
+
+def test_sources_with_commas_and_links_are_found_by_their_names(tmp_path):
+    write(tmp_path / 'Poe, Tales, 1845.txt', '\n'.join(LINES))
+    write(tmp_path / 'blobs/3f9a', '\n'.join(f'{text} 또' for text in LINES))
+    (tmp_path / 'train.txt').symlink_to('blobs/3f9a')
+    works(tmp_path, '--source=Poe, Tales, 1845.txt,train.txt', '--mode=manual', '--output_dir=out')
+    for name in ('Poe, Tales, 1845_train.txt', 'train_train.txt'):
+        assert (tmp_path / 'out' / name).exists()
 
 
 def test_a_space_after_a_comma_is_no_part_of_a_cell(tmp_path):
@@ -707,6 +717,8 @@ BAD_FILES = {  # what is wrong: file, its content, words of the sentence
     'a quoted CSV called .txt': ('r.txt', '"text","label"\n"굿","1"\n', ['a table', '.csv']),
     'a ragged table': ('r.txt', '1\t굿\n0\t별로\t2\n', ['a table', '2 or 3 cells', '.tsv']),
     'an array called .txt': ('r.txt', '[\n {"text": "굿"}\n]', ['JSON', '.jsonl']),
+    'other quotes': ('r.tsv', '"text"\t"label"\n"그가 \\"또\\" 왔다"\t1\n', ['line 2', 'doubled']),
+    'one cell or two': ('r.tsv', 'text\n"첫 줄\n둘째"\n굿\n', ['a quote', '.csv', '.txt']),
     'a key twice': ('r.jsonl', '{"text": "굿", "text": "또"}', ['line 1', "'text' is there twice"]),
     'other order': ('r.csv', 'text,label\n굿,1\nlabel,text\n0,별로\n', ['line 3', 'another order']),
     'empty': ('r.txt', '', ['0 texts']),

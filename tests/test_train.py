@@ -281,6 +281,12 @@ def test_more_time_gives_a_larger_model_and_a_smaller_text_more_epochs():
     # a text that will come back often, before a model that could hold it
     assert shape_for(10 ** 5, 8000, 3e13)['dropout'] == 0.1
     assert shape_for(10 ** 5, 8000, 3e13, epochs=1)['dropout'] == 0.0
+    # deep where that is given, and then narrower; as many tokens a step in rows of any length
+    deep = shape_for(10 ** 8, 70, 1.6e13, n_layers=12)
+    assert deep['n_layers'] == 12
+    assert deep['d_model'] < shape_for(10 ** 8, 70, 1.6e13)['d_model']
+    for chunk_size, n_rows in ((64, 32), (256, 8), (1024, 2)):
+        assert shape_for(10 ** 8, 70, 1.6e13, chunk_size)['batch_size'] == n_rows
     # a vocabulary of few characters leaves more for the blocks
     assert shape_for(10 ** 8, 70, 1.6e13)['d_model'] > shape_for(10 ** 8, 8000, 1.6e13)['d_model']
 
@@ -295,6 +301,7 @@ def test_heads_divide_any_even_width():
     (1e6, 2.5e6, 0, (3, 0.8333, 0.0)),
     (1e6, 2.05e6, 0, (2, 0.0, 0.0)),                          # all of it, twice
     (1e6, 2.5e6, 5, (5, 0.5, 0.0)),                           # of each epoch another half
+    (6e4, 7e4, 20, (20, 0.0035, 0.057)),                      # less than two steps an epoch
     (1e6, 9e6, 0, (9, 0.0, 1.0)),                             # so often that it is learned by heart
     (600, 9e6, 0, (60, 0.0, 0.01)),
 ])
