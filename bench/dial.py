@@ -9,10 +9,9 @@ long it trains. Each run is a line of the results; the picture has a panel for e
 import csv
 import json
 import tempfile
-import time
 from pathlib import Path
 
-from bench.nanogpt_score import run_python
+from bench.nanogpt_score import run_train
 from configurator import configure
 from parts.checkpoint import read_log
 from parts.errors import run_script
@@ -63,9 +62,7 @@ def train(shape):
         if by_hand:
             n_layers, d_model = shape.split('x')
             words += [f'--n_layers={n_layers}', f'--d_model={d_model}']
-        start = time.perf_counter()
-        run_python(['train.py', *words], ROOT)
-        seconds = time.perf_counter() - start
+        seconds = run_train(ROOT, words)
         log = read_log(out / 'log.csv')
         config = json.loads((out / 'config.json').read_text('utf-8'))
     return {

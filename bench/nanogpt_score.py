@@ -14,6 +14,7 @@ import math
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ import torch.nn.functional as F
 
 from configurator import configure
 from parts.data import map_file, read_meta
-from parts.errors import UserError, run_script
+from parts.errors import UserError, run_script, user_path
 
 nanogpt = ''           # a checkout of nanoGPT, with the out/ckpt.pt that its train.py wrote
 data_dir = 'data/kr3'  # what prepare.py wrote, and nanoGPT was trained on
@@ -31,7 +32,7 @@ configure(globals())
 
 
 def main():
-    folder = Path(nanogpt).expanduser()
+    folder = user_path(nanogpt)
     if not (folder / 'out/ckpt.pt').exists():
         raise UserError(f'nanogpt={nanogpt!r} is no folder with an out/ckpt.pt; '
                         'train nanoGPT first')
@@ -53,7 +54,7 @@ def score(folder, data_dir, n_tokens):
 
 def copy_nanogpt(nanogpt, needs, folder):
     """Copy a checkout of nanoGPT, to train in it. needs: a file that it has if it is one."""
-    source = Path(nanogpt).expanduser()
+    source = user_path(nanogpt)
     if not (source / needs).exists():
         raise UserError(f'nanogpt={nanogpt!r} is no checkout of nanoGPT')
     shutil.copytree(source, folder, ignore=shutil.ignore_patterns('.git', 'out*', 'input.txt'))
@@ -65,6 +66,13 @@ def run_python(words, folder):
     if done.returncode:
         raise UserError(f'{" ".join(words)}: {done.stderr[-1000:]}')
     return done.stdout
+
+
+def run_train(folder, words):
+    """Run the train.py of a folder; returns the seconds of the whole command."""
+    start = time.perf_counter()
+    run_python(['train.py', *words], folder)
+    return time.perf_counter() - start
 
 
 def load_nanogpt(source, checkpoint):

@@ -12,13 +12,12 @@ first half window, has half a window or more before it.
 import pickle
 import shutil
 import tempfile
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 
-from bench.nanogpt_score import copy_nanogpt, load_nanogpt, run_python, surprise
+from bench.nanogpt_score import copy_nanogpt, load_nanogpt, run_python, run_train, surprise
 from configurator import configure
 from parts.corpus import read_split
 from parts.errors import UserError, run_script
@@ -74,13 +73,6 @@ def train_nanogpt(folder, text):
     with open(data / 'meta.pkl', 'rb') as file:
         to_id = pickle.load(file)['stoi']
     return seconds, model, to_id
-
-
-def run_train(folder, words):
-    """Run the train.py of a folder; returns the seconds of the whole command."""
-    start = time.perf_counter()
-    run_python(['train.py', *words], folder)
-    return time.perf_counter() - start
 
 
 class WithLoss:

@@ -781,16 +781,15 @@ def finish_renames(folder):
     path = folder / RENAMES
     if not path.exists():
         return
-    plan = read_json(path)
+    plan = {part: str(name) for part, name in read_json(path).items()}
     # the folder may come from somebody else: nothing outside it is touched, nor what is not ours
     for part, name in plan.items():
-        name = str(name)
         is_ours = re.fullmatch(rf'{re.escape(name)}\.[0-9]+\.part', part)
         if not is_ours or '/' in name or not name:
             raise UserError(f'{path} is not one of prepare.py; move it away')
     for part, name in plan.items():
         with suppress(FileNotFoundError):                     # it was done before
-            os.replace(folder / part, folder / str(name))
+            os.replace(folder / part, folder / name)
     path.unlink(missing_ok=True)
 
 
@@ -930,7 +929,8 @@ def our_files(folder, names):
         return []
     changed = changed_text(folder, meta)
     ours = [name for name in text_names([]) if changed is None or name != changed.name]
-    return ours + unchanged(folder, meta.get('files', {}))
+    files = meta.get('files', {})
+    return ours + unchanged(folder, {name: files[name] for name in names if name in files})
 
 
 def unchanged(folder, files):
@@ -942,7 +942,8 @@ def unchanged(folder, files):
 def other_files(folder, names):
     """{name: checksum} of what was written here for sources that are not among these now."""
     files = read_texts_meta(folder).get('files', {})
-    return {name: files[name] for name in unchanged(folder, files) if name not in names}
+    files = {name: crc32 for name, crc32 in files.items() if name not in names}
+    return {name: files[name] for name in unchanged(folder, files)}
 
 
 # --- texts that somebody split ---

@@ -241,7 +241,9 @@ class Data:
     @cached_property
     def n_unseen(self):
         """How many characters `<unk>` hides in the validation texts; counted once, in parts."""
-        unknown_ids = self.meta.get('unknown_ids', [])
+        unknown_ids = self.meta.get('unknown_ids')
+        if not unknown_ids:
+            return 0
         parts = range(0, len(self.val_tokens), 2 ** 20)
         return sum(int(np.isin(self.val_tokens[first:first + 2 ** 20], unknown_ids).sum())
                    for first in parts)

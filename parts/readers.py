@@ -40,6 +40,11 @@ def file_type(path):
     return ''
 
 
+def opener(path):
+    """What opens a file, packed or not."""
+    return gzip.open if path.name.lower().endswith('.gz') else open
+
+
 class Reader:
     """Reads the files of one source as a person asked for it, and remembers the columns it took.
 
@@ -63,6 +68,8 @@ class Reader:
         UserError, UnicodeError, and what csv, json, gzip and pyarrow raise for a damaged file.
         """
         suffix = file_type(path)
+        if suffix != '.parquet':
+            self.refuse_utf16(path)
         if suffix == '.parquet':
             yield from self.parquet_rows(path)
         elif suffix == '.jsonl':
@@ -73,15 +80,17 @@ class Reader:
             yield from self.plain_rows(path)
 
     def open(self, path, newline=None):
-        """Open a file for reading text, packed or not. Raises UnicodeError where it is UTF-16 and
-        nobody said so: as UTF-8 much of that is valid.
+        """Open a file for reading text, packed or not."""
+        return opener(path)(path, 'rt', encoding=self.encoding, newline=newline)
+
+    def refuse_utf16(self, path):
+        """Raise UnicodeError where a file is in UTF-16 and nobody said so: as UTF-8 much of that is
+        valid.
         """
-        opener = gzip.open if path.name.lower().endswith('.gz') else open
         if not re.search('16|32', self.encoding):
-            with opener(path, 'rb') as file:
+            with opener(path)(path, 'rb') as file:
                 if has_zeros(file.read(1 << 12)):
                     raise UnicodeError
-        return opener(path, 'rt', encoding=self.encoding, newline=newline)
 
     # --- columns ---
 
@@ -180,7 +189,7 @@ class Reader:
         text, rating = self.choose_columns(header)
         text_cell = header.index(text)
         rating_cell = None if rating is None else header.index(rating)
-        usual = sorted(map(plain, header))
+        usual = {plain(name) for name in header}
         for n, cells in lines:
             if not any(cells) or len(cells) == 1 < len(header) and not cells[0].strip():
                 yield LeftOut('empty'), None
@@ -208,6 +217,7 @@ class Reader:
         quotes = False
         doubled = False
         needless = False
+
         def rows(quoted):
             for _, cells in numbered_cells(self, path, '\t', quoted):
                 if any(cells) and cells[0].strip('\ufeff"') != 'sep=':             # of Excel
@@ -380,16 +390,15 @@ def refuse_tables(file):
 
 def explain_encoding(path, encoding):
     """What is wrong with a text file that is not in this encoding, and what to do, in words."""
-    opener = gzip.open if path.name.lower().endswith('.gz') else open
     named = encoding.removesuffix('-sig')
-    with opener(path, 'rb') as file:
+    with opener(path)(path, 'rb') as file:
         head = file.read(1 << 20)
     text = head.decode(named, errors='replace')
     n_bad = text.count('\ufffd')
     n_foreign = sum(not character.isascii() for character in text)
     few_are_bad = n_bad * 10 < n_foreign or n_bad <= 1
     if few_are_bad and not has_zeros(head) and '16' not in named:
-        with opener(path, 'rb') as file:
+        with opener(path)(path, 'rb') as file:
             return f'{path}{first_bad_byte(file, named)}'
     likely, advice = guess_encoding(head)
     if likely == named:
