@@ -42,7 +42,7 @@ IDEAS = {
     'texts see no other text': 'masks',
     'whole texts in a row': 'packing',
     'short rows for short texts': 'short_rows',
-    'a rate that falls to zero': 'schedule',
+    'a level rate, then a line to zero': 'schedule',
     'blocks begin at zero, the embedding at one': 'small_weights',
     'first weights by counting': '--bigram_init=false',
     'Muon': '--optimizer=adamw',

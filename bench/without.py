@@ -43,7 +43,7 @@ def short_rows():
 
 
 def schedule():
-    """The rate ends at a tenth of its peak and not at zero, after a warmup of a tenth at most."""
+    """The rate falls along a cosine to a tenth of its peak, after a warmup of a tenth at most."""
     def get_lr(step, steps, peak):
         warmup = min(100, max(1, steps // 10))
         if step < warmup:

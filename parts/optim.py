@@ -144,9 +144,6 @@ def make_optimizer(model, optimizer, lr, table_decay, warm_start, dtype):
 
 
 def get_lr(step, steps, peak):
-    """The learning rate of a step: up in a line over a fiftieth of the run, then down half a
-    cosine, which is zero at step == steps (Loshchilov & Hutter 2016, arXiv:1608.03983)."""
-    warmup = max(1, steps // 50)
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+    """The learning rate of a step: up in a line over a fiftieth of the run, level to its middle,
+    then down in a line to zero at step == steps (Hägele et al. 2024, arXiv:2405.18392)."""
+    return peak * min(1, (step + 1) / max(1, steps // 50), 2 * (1 - step / steps))
