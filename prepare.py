@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from configurator import configure
-from parts.checkpoint import lock_folder
+from parts.checkpoint import lock_folder, read_json, to_json
 from parts.corpus import (
     KNOWN_SOURCES,
     LICENCES,
@@ -35,6 +35,7 @@ from parts.corpus import (
     encode_file,
     find_source,
     finish_renames,
+    is_repository,
     new_files,
     read_texts_meta,
     refuse_to_overwrite,
@@ -42,7 +43,6 @@ from parts.corpus import (
     split_sources,
     text_names,
     texts_meta,
-    to_json,
 )
 from parts.errors import UserError, print0, run_script, user_path
 from parts.readers import UNITS, Reader
@@ -81,8 +81,9 @@ SHAKESPEARE = {'unit': 'file', 'mode': 'manual', 'min_count': 1}  # as everybody
 
 def main():
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: no .part file stays
-    if source == 'shakespeare':
-        use_shakespeares_defaults()
+    if source == 'shakespeare':  # what nobody set is for it as SHAKESPEARE says
+        globals().update({name: value for name, value in SHAKESPEARE.items()
+                          if name not in settings.given})
     check_settings()
     try:
         vocab = given_vocabulary()  # first, because what is wrong with it is known in a second
@@ -99,13 +100,6 @@ def main():
         for line in report.lines():
             print0(line)
     print0(f'ready: python train.py {training_flags(folder)}')
-
-
-def use_shakespeares_defaults():
-    """Whatever a person did not set is for this source as SHAKESPEARE says."""
-    for name, value in SHAKESPEARE.items():
-        if name not in settings.given:
-            globals()[name] = value
 
 
 def training_flags(folder):
@@ -312,14 +306,23 @@ def vocabulary_meta(vocab, texts):
     meta |= read_texts_meta(texts)
     meta.pop('files', None)  # those that lie beside the texts
     meta |= texts_meta(texts)  # the bins know the texts that they were made of
-    if model_name in LICENCES:
-        meta['vocabulary_licence'] = LICENCES[model_name]
+    if licence := vocabulary_licence():
+        meta['vocabulary_licence'] = licence
     meta['versions'] = {
         'numpy': np.__version__,
         'sentencepiece': sentencepiece.__version__,
         'tokenizers': tokenizers.__version__,
     }
     return meta
+
+
+def vocabulary_licence():
+    """That of the vocabulary which --model_name= names, '' where it is not known."""
+    path = user_path(model_name) / 'meta.json'
+    if model_name and path.exists():
+        return read_json(path).get('vocabulary_licence', '')
+    repository = model_name.partition('@')[0]
+    return LICENCES.get(repository, '') if is_repository(repository) else ''
 
 
 def tokenizer_config(vocab, tokenizer):

@@ -81,6 +81,10 @@ def cannot_write(path, error):
                      'what was there before is there still')
 
 
+def to_json(value):
+    return json.dumps(value, indent=1, ensure_ascii=False).encode()
+
+
 def read_json(path):
     """The JSON object in a file, as a dict. Raises UserError."""
     try:

@@ -10,10 +10,9 @@
 A fourth rating is a fourth line in RATINGS; everything else takes the ratings from there. Only the
 demo has tables of its own, in grammar.py.
 """
-import csv
 import gc
 import hashlib
-import json
+import math
 import multiprocessing
 import os
 import re
@@ -26,12 +25,12 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
-from itertools import chain, islice
+from itertools import chain, count, islice
 from pathlib import Path
 
 import numpy as np
 
-from parts.checkpoint import atomic_write, part_of, read_json, sweep
+from parts.checkpoint import atomic_write, part_of, read_json, sweep, to_json
 from parts.errors import UserError, user_path
 from parts.readers import (
     FILE_TYPES,
@@ -199,8 +198,9 @@ def source_name(source):
         return source
     name = source.resolve().name
     if source.is_file():
-        name = source.name                                    # a link has its own
-        name = name[:name.lower().rindex(file_type(source))]
+        packed = source.suffix.lower() == '.gz'
+        name = source.stem if packed else source.name         # a link has its own
+        name = name[:-len(file_type(source))]
     if not name.isprintable():
         raise UserError(f'source {ascii(name)}: there are characters in this name that cannot be '
                         'printed; rename it')
@@ -218,8 +218,7 @@ def source_files(source, revision):
         return [plain_file(*file) for file in PLAIN_FILES[source]], []
     if source.is_file():
         return [source], []
-    files = []
-    others = []
+    files, others = [], []
     for path in sorted(source.rglob('*')):
         hidden = any(part.startswith('.') for part in path.relative_to(source).parts)
         if path.is_file():
@@ -263,7 +262,7 @@ def hub_file(repository, file, revision=None, repo_type='model'):
             errors.RemoteEntryNotFoundError) as error:
         raise NotFound(f'{repository}: the Hub does not have {file} of {revision or "main"} '
                        f'({first_line(error)})') from None
-    except KeyboardInterrupt:
+    except NotFound:            # of whole_commit
         raise
     except Exception as error:  # of the network, the disk, the cache: the library has a dozen
         raise UserError(f'{repository}: {file} cannot be fetched ({first_line(error)})') from None
@@ -338,22 +337,12 @@ def clean(text):
     writes ▁ for the space. Each run of spaces and line breaks becomes one space; none is left at
     the ends.
     """
-    if is_clean(text):
+    # in most texts only spaces at the ends may be left to remove, which is seen quickly: what is
+    # printable is no control character, no surrogate, and no white space but ' '
+    if (text.isprintable() and '  ' not in text and '▁' not in text
+            and unicodedata.is_normalized('NFC', text)):
         return text.strip()
     return ' '.join(clean_lines(text).split())
-
-
-def is_clean(text):
-    """Whether only spaces at the ends may be left to remove: so in most texts, and seen quickly.
-
-    Printable characters are no control characters, no surrogates, and no white space but ' '.
-    """
-    return (
-        text.isprintable()
-        and '  ' not in text
-        and '▁' not in text
-        and unicodedata.is_normalized('NFC', text)
-    )
 
 
 def clean_lines(text):
@@ -390,11 +379,7 @@ def escape(text):
 def unescape(line):
     if BREAK not in line and LITERAL not in line:
         return line
-    return re.sub(f'{LITERAL}([{BREAK}{LITERAL}])|{BREAK}', unescape_one, line)
-
-
-def unescape_one(match):
-    return match[1] or '\n'
+    return re.sub(f'{LITERAL}([{BREAK}{LITERAL}])|{BREAK}', lambda match: match[1] or '\n', line)
 
 
 def text_line(rating, text):
@@ -430,14 +415,17 @@ class Report:
         self.left_out = Counter()  # why → how many
         self.others = []           # files of a folder that are not read
         self.empty = []            # files without a row
-        self.chosen = {}           # names of all columns → (text column, rating column)
+        self.columns = {}          # (text column, rating column) → names of all columns
+        self.val_chars = 0
+        self.val_bits = 0.0
 
     def add(self, part):
         self.n_rows += part.n_rows
         self.ratings += part.ratings
         self.left_out += part.left_out
-        for side in SIDES:
-            self.n_texts[side] += part.n_texts[side]
+        self.n_texts += part.n_texts
+        self.val_chars += part.val_chars
+        self.val_bits += part.val_bits
 
     def meta(self):
         texts = self.n_texts
@@ -451,16 +439,15 @@ class Report:
         yield (f'{self.name}: texts read: {self.n_rows:,}, kept: {kept:,}, to train on: {train:,}, '
                f'to validate: {val:,}; licence: {self.licence}')
         rated = kept - self.ratings[UNKNOWN]
-        if rated or any(rating for _, rating in self.chosen.values()):
-            parts = []
-            for rating, (english, _) in enumerate(RATING_NAMES):
-                parts.append(f'{self.ratings[rating]:,} {english}')
+        if rated or any(rating for _, rating in self.columns):
+            parts = [f'{self.ratings[rating]:,} {english}'
+                     for rating, (english, _) in enumerate(RATING_NAMES)]
             parts.append(f'{self.ratings[UNKNOWN]:,} without a rating')
             yield f'{self.name}: {", ".join(parts)}'
-            for text, rating in sorted(set(self.chosen.values()), key=repr):
+            for text, rating in sorted(self.columns, key=repr):
                 yield f'{self.name}: the text is the column {text!r}, the rating {rating!r}'
-        elif self.chosen:
-            names = listed(next(iter(self.chosen)))
+        elif self.columns:
+            names = listed(next(iter(self.columns.values())))
             yield f'{self.name}: no ratings; its columns are {names} (--rating_column= takes one)'
         if self.left_out:
             yield f'{self.name}: {self.left_out_words()}'
@@ -482,11 +469,11 @@ KINDS = {dict: 'objects', list: 'lists', int: 'numbers', float: 'numbers', bool:
 def why_left_out(text):
     """Why a row has no text, '' where it has one."""
     if isinstance(text, LeftOut):
-        return text.reason
+        return str(text)
     if text is None:
         return 'empty'
     if not isinstance(text, str):
-        return f'{KINDS.get(type(text), type(text).__name__)} in place of text'
+        return f'{KINDS[type(text)]} in place of text'
     return ''
 
 
@@ -498,26 +485,24 @@ def read_source(source, reader, report, revision='', n_reviews=0, seed=0):
     """
     if source == 'demo':
         from parts import grammar
-        written = grammar.reviews(n_reviews, seed)
-        rows = ((text, rating, bits) for rating, text, bits in written)
+        rows = ((text, rating, bits) for rating, text, bits in grammar.reviews(n_reviews, seed))
         yield from numbered('demo', rows)
         return
     files, report.others = source_files(source, revision)
     for file in files:
-        is_empty = True
-        for batch in numbered(file, read_file(file, reader)):
-            yield batch
-            is_empty = False
-        if is_empty:
+        n_rows = yield from numbered(file, read_file(file, reader))
+        if n_rows == 0:
             report.empty.append(file)
-    report.chosen = reader.chosen
+    report.columns = reader.read
 
 
 def numbered(file, rows):
-    first = 1
+    """Yield (file, number of the first row, some rows); returns how many there were."""
+    n_rows = 0
     for batch in batches(rows, 5000):
-        yield file, first, batch
-        first += len(batch)
+        yield file, n_rows + 1, batch
+        n_rows += len(batch)
+    return n_rows
 
 
 LONG = 100_000  # characters from which on a text is worked on by itself
@@ -543,9 +528,8 @@ def batches(items, size):
         yield batch
 
 
-# what open, gzip, csv, json and pyarrow raise where a file is missing or damaged
-READING_ERRORS = (OSError, EOFError, ValueError, LookupError, NotImplementedError, RecursionError,
-                  csv.Error, zlib.error)
+# what open, gzip and pyarrow raise where a file is missing or damaged
+READING_ERRORS = (OSError, EOFError, ValueError, LookupError, NotImplementedError, zlib.error)
 
 
 def read_file(file, reader):
@@ -580,7 +564,6 @@ def split_sources(sources, folder, val_ratio, labels, make_reader, **reading):
     """
     from tqdm import tqdm
     reports = []
-    floor = Floor()
     files = other_files(folder, text_names(sources))
     some_texts = set()  # to see whether there is more than one
     with new_files(folder) as create:
@@ -600,20 +583,18 @@ def split_sources(sources, folder, val_ratio, labels, make_reader, **reading):
                         own[side].write(part.lines[side])
                         shared[side].write(part.lines[side])
                     report.add(part)
-                    floor.add(part)
-                    some_texts.update(part.some_texts)
+                    some_texts = set(islice(some_texts | part.some_texts, 2))
                     bar.update(part.n_rows)
             if source not in KNOWN_SOURCES:
                 labels.check_seen(name, report.ratings)
             reports.append(report)
             files |= {f'{name}_{side}.txt': file.crc32 for side, file in own.items()}
         check_sides(reports, val_ratio, len(some_texts))
-        meta = {'sources': [report.meta() for report in reports]}
-        meta['unit'] = reader.unit
-        meta['files'] = files
+        meta = {'sources': [report.meta() for report in reports],
+                'unit': reader.unit, 'files': files}
         for side, file in shared.items():
             meta |= file.meta(side)
-        create('meta.json').write(to_json(meta | floor.meta()))
+        create('meta.json').write(to_json(meta | floor_meta(reports)))
     return reports
 
 
@@ -627,7 +608,7 @@ class Part:
         self.ratings = Counter()
         self.left_out = Counter()
         self.val_chars = 0
-        self.val_bits = 0.0      # None where they are not known
+        self.val_bits = 0.0      # -log2 P of the validation texts, NaN where it is not known
         self.some_texts = set()  # two different ones, if there are two
 
     def add(self, side, rating, text, bits):
@@ -637,8 +618,7 @@ class Part:
             self.some_texts.add(text)
         if side == 'val':
             self.val_chars += len(text)
-            known = bits and self.val_bits is not None
-            self.val_bits = self.val_bits + bits[0] if known else None
+            self.val_bits += bits[0] if bits else math.nan
 
 
 def split_rows(unit, val_ratio, labels, numbered_rows):
@@ -710,24 +690,15 @@ class TextFile:
         return {f'{side}_txt_bytes': self.n_bytes, f'{side}_txt_crc32': self.crc32}
 
 
-class Floor:
-    """The fewest bits per character that any model can need for the validation texts.
+def floor_meta(reports):
+    """{'floor_bits_per_char': the fewest that any model can need for the validation texts}, or {}.
 
     It is the mean of -log2 P(rating, text) over these very texts; only the grammar that wrote them
     knows P. The entropy of the grammar is the expectation of this mean over all samples.
     """
-
-    def __init__(self):
-        self.n_chars = 0
-        self.bits = 0.0
-
-    def add(self, part):
-        self.n_chars += part.val_chars
-        known = self.bits is not None and part.val_bits is not None
-        self.bits = self.bits + part.val_bits if known else None
-
-    def meta(self):
-        return {} if self.bits is None else {'floor_bits_per_char': self.bits / self.n_chars}
+    bits = sum(report.val_bits for report in reports)
+    n_chars = sum(report.val_chars for report in reports)
+    return {} if math.isnan(bits) else {'floor_bits_per_char': bits / n_chars}
 
 
 # --- a folder of texts ---
@@ -760,7 +731,8 @@ def new_files(folder):
                 file.flush()
                 os.fsync(file.fileno())  # the renames must not reach the disk before the bytes do
         with signals_ignored():
-            plan = {part_of(folder / name).name: name for name in sorted(names, key=is_meta)}
+            in_order = sorted(names, key=lambda name: name == 'meta.json')
+            plan = {part_of(folder / name).name: name for name in in_order}
             with atomic_write(folder / RENAMES, 'wb') as file:
                 file.write(to_json(plan))
             (folder / 'meta.json').unlink(missing_ok=True)
@@ -768,10 +740,6 @@ def new_files(folder):
     finally:
         for name in names:
             part_of(folder / name).unlink(missing_ok=True)
-
-
-def is_meta(name):
-    return name == 'meta.json'
 
 
 def finish_renames(folder):
@@ -808,10 +776,6 @@ def signals_ignored():
 def shortened(value):
     words = repr(value)
     return words if len(words) <= 60 else words[:60] + '…'
-
-
-def to_json(value):
-    return json.dumps(value, indent=1, ensure_ascii=False).encode()
 
 
 def read_texts_meta(folder):
@@ -860,20 +824,22 @@ def texts_meta(folder):
     return meta
 
 
-def check_texts(folder, meta, most_bytes=1 << 27):
+def check_texts(folder, meta):
     """Raise UserError where the texts in a folder are no longer those of the bins.
 
-    meta: the meta.json of the bins. A text of more than most_bytes is compared by its size alone,
-    since a start must not take longer the longer the text is.
+    meta: the meta.json of the bins.
     """
-    path = changed_text(folder, meta, most_bytes)
-    if path:
+    if path := changed_text(folder, meta):
         raise UserError(f'{path} is no longer the text that the ids were made of; '
                         f'python prepare.py --data_dir={folder} makes them anew')
 
 
 def changed_text(folder, meta, most_bytes=1 << 27):
-    """The path of a text in a folder that is not what a meta.json says of it, None if none is."""
+    """The path of a text in a folder that is not what a meta.json says of it, None if none is.
+
+    A text of more than most_bytes is compared by its size alone, since a start must not take longer
+    the longer the text is.
+    """
     for side, name in SIDES.items():
         path = folder / name
         if f'{side}_txt_bytes' not in meta or not path.exists():
@@ -928,7 +894,7 @@ def our_files(folder, names):
     if 'sources' not in meta or 'train_txt_crc32' not in meta:
         return []
     changed = changed_text(folder, meta)
-    ours = [name for name in text_names([]) if changed is None or name != changed.name]
+    ours = [name for name in text_names([]) if folder / name != changed]
     files = meta.get('files', {})
     return ours + unchanged(folder, {name: files[name] for name in names if name in files})
 
@@ -974,7 +940,7 @@ def clean_copy(texts, folder, unit):
     """
     meta = read_texts_meta(texts)
     licences = {source['licence'] for source in meta.get('sources', [])}
-    report = Report(texts.name, ', '.join(sorted(licences)) or "the file's own")
+    report = Report(source_name(texts), ', '.join(sorted(licences)) or "the file's own")
     clean_text = cleaner(unit)
     with new_files(folder) as create:
         for side, name in SIDES.items():
@@ -1018,7 +984,7 @@ def read_lines(path, step=1):
     path = Path(path)
     try:
         with open(path, 'rb') as file:
-            yield from zip(range(1, 1 << 62, step), islice(file, 0, None, step))
+            yield from zip(count(1, step), islice(file, 0, None, step))
     except FileNotFoundError:
         folder = path.parent
         raise UserError(f'{folder} has no {path.name}; '

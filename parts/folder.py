@@ -7,7 +7,6 @@
 save_model writes it, with model_card for its README.md; load_model reads it. Scripts that use a
 model begin with find_model_folder and open_model, a fine-tuning run begins with base_model.
 """
-import json
 import math
 import os
 import shlex
@@ -20,7 +19,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch.overrides import TorchFunctionMode
 
 from model import Config, build
-from parts.checkpoint import atomic_write, read_json
+from parts.checkpoint import atomic_write, read_json, to_json
 from parts.corpus import LANGUAGES, LICENCES, RATING_NAMES, NotFound, hub_file, is_repository
 from parts.errors import UserError, user_path
 from parts.scoring import known_ratings
@@ -84,9 +83,9 @@ def save_model(model, folder, meta=None, extra_files=None):
     for name, tensor in model.state_dict().items():
         weights[name] = tensor.detach().float().cpu().contiguous()
     files = dict(extra_files or {})
-    files['config.json'] = json_bytes(config_json(config))
-    files['generation_config.json'] = json_bytes(generation)
-    files['meta.json'] = json_bytes(meta or {})
+    files['config.json'] = to_json(config_json(config))
+    files['generation_config.json'] = to_json(generation)
+    files['meta.json'] = to_json(meta or {})
     files['model.safetensors'] = safetensors_bytes(weights, metadata={'format': 'pt'})
     for name in files:
         if name not in FILES:
@@ -118,10 +117,6 @@ def config_json(config):
     else:
         theirs['window'] = config.window
     return theirs
-
-
-def json_bytes(content):
-    return json.dumps(content, indent=1, ensure_ascii=False).encode()
 
 
 # --- load ---
@@ -298,11 +293,12 @@ def read_model_meta(folder, config):
         if key in meta and not isinstance(meta[key], wanted):
             raise UserError(f'{path}: {key} is {meta[key]!r}, which it cannot be')
     for source in meta.get('sources', []):
-        is_source = isinstance(source, dict) and {'name', 'licence'} <= source.keys()
+        is_source = isinstance(source, dict) and all(
+            isinstance(source.get(name), str) for name in ('name', 'licence'))
         if not is_source or not isinstance(source.get('train_reviews', 0), int):
             raise UserError(f'{path}: {source!r} is no source of data')
     for rating in meta.get('ratings', []):
-        if rating not in range(len(RATING_NAMES)):
+        if type(rating) is not int or rating not in range(len(RATING_NAMES)):
             raise UserError(f'{path}: {rating!r} is no rating')
     n_ids = meta.get('vocab_size', config.vocab_size)
     if n_ids != config.vocab_size:
@@ -321,12 +317,7 @@ def find_model_folder(model_path=''):
     if not models:
         raise UserError('there is no trained model under out/ yet; run train.py first, '
                         'or name a folder with --model_path=')
-    newest = max(models, key=modification_time)
-    return newest.parent
-
-
-def modification_time(path):
-    return path.stat().st_mtime
+    return max(models, key=lambda path: path.stat().st_mtime).parent
 
 
 def open_model(path, device, flags):
@@ -476,7 +467,7 @@ def licences_of(meta):
 def language_of(meta):
     """The code of the language that all sources are in, '' where one is not known."""
     languages = set()
-    for source in meta['sources']:
+    for source in meta.get('sources', []):
         is_known = source['licence'] == LICENCES.get(source['name'])
         languages.add(LANGUAGES.get(source['name'], '') if is_known else '')
     return languages.pop() if len(languages) == 1 else ''
@@ -487,9 +478,7 @@ def card_header(arch, licences, language):
 
     No pipeline_tag: a pipeline would begin a text without `</s>` and the start token.
     """
-    licence = 'other'
-    if len(licences) == 1:
-        licence = HUB_LICENCES.get(licences[0], 'other')
+    licence = HUB_LICENCES.get(licences[0], 'other') if len(licences) == 1 else 'other'
     lines = ['---']
     if language:
         lines.append(f'language: {language}')
@@ -540,14 +529,11 @@ def writing_example(meta, ratings, language):
     ratings: the numbers of those that the model knows. The section ends inside its code block.
     """
     starts = meta['starts']                                    # rating → its start token
-    choice = []
-    for n in ratings:
-        english, _ = RATING_NAMES[n]
-        choice.append(f'{english} {starts[str(n)]}')
+    choice = ', '.join(f'{RATING_NAMES[n][0]} {starts[str(n)]}' for n in ratings)
     start, comment = starts['unknown'], '<s>, which starts a text'
     if ratings:
         best = 1 if 1 in ratings else ratings[0]
-        start, comment = starts[str(best)], f'the start token: {", ".join(choice)}'
+        start, comment = starts[str(best)], f'the start token: {choice}'
     beginnings = '["김치찌개가", "점심에 친구랑"]' if language == 'ko' else '["", ""]'
     return f"""
 ## Use

@@ -14,7 +14,7 @@ import io
 import json
 import re
 import unicodedata
-from itertools import dropwhile
+from itertools import dropwhile, groupby, islice
 
 from parts.errors import UserError
 
@@ -24,11 +24,8 @@ TEXT_COLUMNS = ('review', 'document', 'comment', 'text')  # the first that is th
 RATING_COLUMNS = ('rating', 'label', 'sentiment', 'score', 'star')
 
 
-class LeftOut:
+class LeftOut(str):
     """Stands in a row where a text would stand, and says why there is none."""
-
-    def __init__(self, reason):
-        self.reason = reason
 
 
 def file_type(path):
@@ -60,12 +57,13 @@ class Reader:
         self.text_column = text_column
         self.rating_column = rating_column
         self.chosen = {}  # names of all columns → (text column, rating column or None)
+        self.read = {}    # those pairs that were read → names of all columns
 
     def rows(self, path):
         """Yield (text, label) of every row; label is None where the file has none.
 
         A text that is no string, or a LeftOut in its place, is to be counted and left out. Raises
-        UserError, UnicodeError, and what csv, json, gzip and pyarrow raise for a damaged file.
+        UserError, UnicodeError, and what gzip and pyarrow raise for a damaged file.
         """
         suffix = file_type(path)
         if suffix != '.parquet':
@@ -94,8 +92,11 @@ class Reader:
 
     # --- columns ---
 
-    def choose_columns(self, names):
-        """(text column, rating column or None) among the names of all columns. Raises UserError."""
+    def choose_columns(self, names, first=(None, None)):
+        """(text column, rating column or None) among the names of all columns. Raises UserError.
+
+        first: those that stand, where they are among the names.
+        """
         names = tuple(names)
         if names not in self.chosen:
             text = find_column(names, self.text_column, TEXT_COLUMNS, '--text_column')
@@ -107,7 +108,9 @@ class Reader:
             if self.rating_column != 'none':
                 rating = find_column(names, self.rating_column, RATING_COLUMNS, '--rating_column')
             self.chosen[names] = (text, rating)
-        return self.chosen[names]
+        pair = tuple(old if old in names else new for old, new in zip(first, self.chosen[names]))
+        self.read.setdefault(pair, names)
+        return pair
 
     # --- plain text ---
 
@@ -125,7 +128,7 @@ class Reader:
     # --- one JSON object a line ---
 
     def json_rows(self, path):
-        first_text = first_rating = None  # the columns of the first row stand, where there are more
+        first = (None, None)  # the columns of the first row stand, where there are more
         with self.open(path) as file:
             for n, line in enumerate(file, 1):
                 line = line.replace('\ufeff', '').strip()
@@ -142,10 +145,8 @@ class Reader:
                 if not isinstance(row, dict):
                     raise UserError(f'line {n} is no JSON object; each line of a .jsonl is one, '
                                     f'as {{"text": "…", "label": 1}}')
-                text, rating = self.choose_columns(row)
-                text = first_text if first_text in row else text
-                rating = first_rating if first_rating in row else rating
-                first_text, first_rating = first_text or text, first_rating or rating
+                text, rating = self.choose_columns(row, first)
+                first = first[0] or text, first[1] or rating
                 yield row[text], row.get(rating)
 
     # --- tables ---
@@ -178,11 +179,9 @@ class Reader:
         quoted = delimiter != '\t' or self.is_quoted(path)
         spaced = f'{delimiter} ' in first  # label, text
         lines = numbered_cells(self, path, delimiter, quoted, spaced)
-        if excel:
-            lines = dropwhile(lambda line: 'sep=' not in ''.join(line[1]), lines)
-            next(lines)
-        lines = dropwhile(lambda line: not any(map(str.strip, line[1])), lines)
-        _, names = next(lines, (0, []))
+        for _ in range(2 if excel else 1):
+            lines = dropwhile(lambda line: not any(map(str.strip, line[1])), lines)
+            _, names = next(lines, (0, []))
         header = bare(names)
         if not header:
             return
@@ -211,12 +210,8 @@ class Reader:
         - or a quoted cell has doubled quotes in it,
         - or no cell stands in quotes that it does not need, and no row takes several lines.
         '''
-        n_lines = 0
-        n_cells = 0
-        ragged = False
-        quotes = False
-        doubled = False
-        needless = False
+        n_lines = n_rows = n_cells = 0
+        ragged = quotes = doubled = needless = False
 
         def rows(quoted):
             for _, cells in numbered_cells(self, path, '\t', quoted):
@@ -238,7 +233,6 @@ class Reader:
                 header_is_quoted = quotes
         if not quotes:
             return False
-        n_rows = 0
         try:
             for cells in rows(quoted=True):
                 n_rows += 1
@@ -351,21 +345,15 @@ def check_is_text(field):
 
 def paragraphs(file):
     """Yield (text, None) of each run of lines between blank ones."""
-    lines = []
-    for line in file:
-        if line.replace('\ufeff', '').strip():
-            lines.append(line)
-        elif lines:
+    for blank, lines in groupby(file, lambda line: not line.replace('\ufeff', '').strip()):
+        if not blank:
             yield ''.join(lines).removesuffix('\n'), None
-            lines = []
-    if lines:
-        yield ''.join(lines).removesuffix('\n'), None
 
 
 def refuse_tables(file):
     """Raise UserError where a plain text is a table, or JSON, by the looks of its first lines."""
     with file:
-        lines = [line.rstrip('\n') for _, line in zip(range(100), file)]
+        lines = [line.rstrip('\n') for line in islice(file, 100)]
     if not lines:
         return
     advice = 'or, if it is plain text, --unit=file or --unit=paragraph reads it'

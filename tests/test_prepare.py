@@ -414,12 +414,20 @@ def test_doubled_quotes_are_those_of_a_table(tmp_path, table, wanted):
     assert sorted(text for _, text in reviews(tmp_path / 'data/r')) == sorted(wanted + LINES)
 
 
+def test_the_mark_that_excel_names_may_be_any(tmp_path):
+    write(tmp_path / 'r.csv', 'sep==\ntext=label\n' + ''.join(f'{text}=1\n' for text in LINES))
+    works(tmp_path, '--source=r.csv', '--mode=manual')
+    assert sorted(reviews(tmp_path / 'data/r')) == sorted((1, text) for text in LINES)
+
+
 def test_sources_with_commas_and_links_are_found_by_their_names(tmp_path):
     write(tmp_path / 'Poe, Tales, 1845.txt', '\n'.join(LINES))
     write(tmp_path / 'blobs/3f9a', '\n'.join(f'{text} 또' for text in LINES))
     (tmp_path / 'train.txt').symlink_to('blobs/3f9a')
-    works(tmp_path, '--source=Poe, Tales, 1845.txt,train.txt', '--mode=manual', '--output_dir=out')
-    for name in ('Poe, Tales, 1845_train.txt', 'train_train.txt'):
+    write(tmp_path / 'İçki.TXT', '\n'.join(f'{text} 더' for text in LINES))  # İ is two in lower case
+    works(tmp_path, '--source=Poe, Tales, 1845.txt,train.txt,İçki.TXT', '--mode=manual',
+          '--output_dir=out')
+    for name in ('Poe, Tales, 1845_train.txt', 'train_train.txt', 'İçki_train.txt'):
         assert (tmp_path / 'out' / name).exists()
 
 
@@ -433,10 +441,11 @@ def test_a_space_after_a_comma_is_no_part_of_a_cell(tmp_path):
 
 def test_the_columns_of_the_first_object_stand(tmp_path):
     rows = [{'text': text, 'label': 1} for text in LINES]
-    rows[7] |= {'comment': '확인함', 'rating': 0}
+    rows[7] |= {'comment': '확인함', 'rating': 0}              # neither of them is read
     write(tmp_path / 'r.jsonl', '\n\ufeff'.join(map(json.dumps, rows)))           # files, joined
     out = works(tmp_path, '--source=r.jsonl', '--mode=manual')
     assert "the text is the column 'text', the rating 'label'" in out
+    assert 'comment' not in out
     assert sorted(reviews(tmp_path / 'data/r')) == sorted((1, text) for text in LINES)
 
 
@@ -1250,6 +1259,26 @@ def test_the_vocabulary_of_a_folder_is_used_again(tmp_path, world, mode, other):
     sentence = refused(
         tmp_path, '--source=demo', f'--model_name={world / mode}', f'--mode={other}')
     assert f'--mode={mode}' in sentence
+
+
+def test_the_licence_of_a_vocabulary_goes_with_it(tmp_path, hub_file):
+    """That of a Hub repository at a commit, and from there that of a folder."""
+    (tmp_path / 'demo').symlink_to(hub_file)                  # a file, and no source
+    works(tmp_path, '--source=demo', '--n_reviews=200', '--model_name=demo')
+    folder = tmp_path / 'data/demo/tokenizer'
+    assert 'vocabulary_licence' not in read_meta(folder)
+    stand_in = (
+        'import pathlib, runpy, sys, parts.vocabulary\n'
+        'path = pathlib.Path(sys.argv.pop())\n'
+        'parts.vocabulary.hub_file = lambda *words: path\n'
+        "runpy.run_path('prepare.py', run_name='__main__')")
+    words = ['--source=demo', '--n_reviews=200', '--model_name=skt/kogpt2-base-v2@d0c0df4',
+             f'--output_dir={tmp_path}/a', hub_file]
+    subprocess.run([sys.executable, '-c', stand_in, *words], cwd=ROOT, check=True)
+    assert read_meta(tmp_path / 'a/tokenizer')['vocabulary_licence'] == 'CC BY-NC-SA 4.0'
+    works(tmp_path, '--source=demo', '--n_reviews=200', '--model_name=a/tokenizer',
+          '--output_dir=b')
+    assert read_meta(tmp_path / 'b/tokenizer')['vocabulary_licence'] == 'CC BY-NC-SA 4.0'
 
 
 def test_texts_follow_their_tokens_to_another_folder(tmp_path, world, hub_file):
