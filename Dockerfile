@@ -9,6 +9,8 @@ FROM python:3.12-slim-bookworm
 RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 RUN useradd --create-home --uid 1000 kr3 && mkdir /kr3 && chown kr3 /kr3
 WORKDIR /kr3
+# for caches: the user that the container runs as (--user) may have no home
+ENV HOME=/tmp
 
 # The libraries change rarely, the code often: two layers. The CUDA libraries come with torch; the driver is the host's.
 COPY requirements.txt .

@@ -8,7 +8,8 @@ line.
 
 A config file is a Python program, run with the settings so far in scope: `d_ffn = 4 * d_model`
 works, and so would `import os; os.remove(...)`. Run only config files you have read. Every name
-that it leaves must be a setting, but for modules and names that begin with _.
+that it leaves must be a setting, but for modules and names that begin with _: `import math` works,
+and `from math import ceil` does not.
 """
 import ast
 import difflib
@@ -35,21 +36,21 @@ def configure(script_globals, also=None, argv=None):
     defaults = {name: script_globals[name] for name in own}
     for name, (default, comment) in (also or {}).items():
         defaults[name], comments[name] = default, comment
-    values, given = dict(defaults), set()
+    changed = {}
     if script_globals['__name__'] == '__main__':
         for stream in (sys.stdin, sys.stdout, sys.stderr):
             if hasattr(stream, 'reconfigure'):           # a notebook's streams are of another kind
-                stream.reconfigure(encoding='utf-8')     # a pipe on a Korean Windows takes cp949
+                # a pipe on a Korean Windows takes cp949; a name in cp949 is printed with escapes
+                errors = 'strict' if stream is sys.stdin else 'backslashreplace'
+                stream.reconfigure(encoding='utf-8', errors=errors)
         words = sys.argv[1:] if argv is None else argv
         try:
             changed = read_command_line(words, defaults, script_globals['__doc__'], comments)
         except SettingError as error:
             print(f'{Path(sys.argv[0]).name}: {error}', file=sys.stderr)
             raise SystemExit(2) from None
-        values.update(changed)
-        given = set(changed)
-        script_globals.update({name: values[name] for name in own})
-    return types.SimpleNamespace(**values, given=given)
+        script_globals.update({name: changed[name] for name in own if name in changed})
+    return types.SimpleNamespace(**{**defaults, **changed}, given=set(changed))
 
 
 class SettingError(Exception):

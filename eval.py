@@ -32,8 +32,7 @@ os.environ.update(how_to_wait())  # before torch reads it
 import torch
 
 from configurator import configure
-from parts.checkpoint import read_json
-from parts.corpus import RATING_NAMES, check_texts, cleaner, read_split
+from parts.corpus import RATING_NAMES, check_texts, cleaner, read_split, read_texts_meta
 from parts.folder import MODEL_FLAGS, find_model_folder, open_model
 from parts.machine import explain_failures, keep_freed_memory, select_device, select_dtype
 from parts.pictures import colour_by_surprise, draw_ladder, draw_scaling
@@ -61,6 +60,8 @@ def main():
     keep_freed_memory(device)
     dtype, _ = select_dtype(settings.dtype, device)
     folders = [find_model_folder(path) for path in settings.model_path.split(',')]
+    if settings.text and len(folders) > 1:
+        raise UserError('one model reads --text=; name one with --model_path=')
     if not settings.model_path:
         print(f'{folders[0]}, the newest', file=sys.stderr)
     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
@@ -79,7 +80,7 @@ def compare_models(folders, device):
     _, meta, vocabulary = opened[0]
     data_dir = find_data(folders[0], meta)
     texts = read_texts(data_dir, vocabulary)
-    floor = read_floor(data_dir)
+    floor = read_texts_meta(data_dir).get('floor_bits_per_char')
     rows = []
     for folder, (model, meta, vocabulary) in zip(folders, opened):
         row = {'model_path': str(folder), 'data_dir': str(data_dir)}
@@ -120,8 +121,8 @@ def find_data(model_folder, meta):
 def read_texts(data_dir, vocabulary):
     """[(rating, text)] of validation.txt, as many as n_tokens hold. Raises UserError."""
     path = data_dir / 'validation.txt'
-    texts = list(read_split(path))
-    if not any(text for _, text in texts):
+    texts = [(rating, text) for rating, text in read_split(path) if text]
+    if not texts:
         raise UserError(f'{path} is empty')
     if settings.n_tokens:
         ids = vocabulary.encode([text for _, text in texts])
@@ -136,17 +137,6 @@ def read_texts(data_dir, vocabulary):
     return texts
 
 
-def read_floor(data_dir):
-    """The bits per character that no model can go below, or None where it is not known."""
-    path = data_dir / 'meta.json'
-    if not path.exists():
-        return None
-    floor = read_json(path).get('floor_bits_per_char')
-    if floor is not None and not isinstance(floor, float):
-        raise UserError(f'{path}: floor_bits_per_char is {floor!r}, not a number')
-    return floor
-
-
 def score(model, vocabulary, ratings, texts):
     """The scores of a model on texts [(rating, text)], under their names in --json.
 
@@ -155,9 +145,8 @@ def score(model, vocabulary, ratings, texts):
     eos = vocabulary.eos
     batch_tokens = settings.batch_size * model.config.chunk_size
     encoded = vocabulary.encode([text for _, text in texts])
-    framed = []
-    for (rating, _), ids in zip(texts, encoded):
-        framed.append([eos, vocabulary.start_ids[rating], *ids, eos])
+    framed = [[eos, vocabulary.start_ids[rating], *ids, eos]
+              for (rating, _), ids in zip(texts, encoded)]
     surprises = surprise(model, framed, batch_tokens)
 
     nats = sum(nats.double().sum().item() for nats, _ in surprises)
@@ -234,9 +223,8 @@ def print_confusion(row):
     """Print how many texts of each rating the model read as which."""
     columns = [(f'read by {row["model_path"]} as', 'is', '')]
     columns += [(NEGATIVE, NEGATIVE, ',d'), (POSITIVE, POSITIVE, ',d')]
-    lines = []
-    for name, (n_negative, n_positive) in zip((NEGATIVE, POSITIVE), row['confusion']):
-        lines.append({'is': name, NEGATIVE: n_negative, POSITIVE: n_positive})
+    lines = [{'is': name, NEGATIVE: n_negative, POSITIVE: n_positive}
+             for name, (n_negative, n_positive) in zip((NEGATIVE, POSITIVE), row['confusion'])]
     print_table(lines, columns)
 
 
@@ -271,7 +259,8 @@ def rate_sentences(folder, device):
         if len(ratings) < 2:
             start = ratings[0] if ratings else -1             # -1: <s>, the last of start_ids
             nats = surprise_of_text(model, vocabulary, start, ids)
-            said = {'text': sentence, 'bits_per_char': sum(nats) / math.log(2) / len(sentence)}
+            bits = sum(nats) / math.log(2) + vocabulary.n_unseen(sentence, ids) * BITS_OF_UNSEEN
+            said = {'text': sentence, 'bits_per_char': bits / len(sentence)}
             verdict = f'{said["bits_per_char"]:6.2f}'
         else:
             rating, probability, nats = rate(model, vocabulary, ratings, ids)

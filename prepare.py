@@ -320,7 +320,8 @@ def vocabulary_licence():
     """That of the vocabulary which --model_name= names, '' where it is not known."""
     path = user_path(model_name) / 'meta.json'
     if model_name and path.exists():
-        return read_json(path).get('vocabulary_licence', '')
+        licence = read_json(path).get('vocabulary_licence', '')
+        return licence if isinstance(licence, str) and licence.isprintable() else ''
     repository = model_name.partition('@')[0]
     return LICENCES.get(repository, '') if is_repository(repository) else ''
 

@@ -14,7 +14,7 @@ How ids become logits, and logits the next ids, is in model.py.
 import os
 import sys
 
-from parts.errors import UserError, how_to_wait, run_script
+from parts.errors import UserError, how_to_wait, run_script, user_path
 
 os.environ.update(how_to_wait())  # before torch reads it
 
@@ -58,7 +58,7 @@ def main():
         print(f'{folder}, the newest', file=sys.stderr)
     if settings.page:
         from parts.page import write_page
-        n_bytes = write_page(model.cpu(), vocabulary, meta, settings.page)
+        n_bytes = write_page(model.cpu(), vocabulary, meta, user_path(settings.page))
         print(f'{settings.page}: {n_bytes / 1e6:.1f} MB; open it in a browser')
         return
     ratings = meta['ratings']                                 # that the model knows, as [0, 1, 2]
@@ -123,11 +123,11 @@ def read_beginnings():
     if settings.prompt is not None:
         yield settings.prompt
         return
-    if sys.stdin and sys.stdin.isatty():
-        yield from ask_for_beginnings()
-        return
     n_lines = 0
     try:
+        if sys.stdin and sys.stdin.isatty():
+            yield from ask_for_beginnings()
+            return
         for line in sys.stdin or []:
             n_lines += 1
             yield line.removesuffix('\n')
@@ -139,15 +139,13 @@ def read_beginnings():
 
 
 def ask_for_beginnings():
-    """Lines that a person types, until exit or the end of the input. Raises UserError."""
+    """Lines that a person types, until exit or the end of the input."""
     while True:
         try:
             line = input('\nbegin with (exit to end): ')
         except EOFError:
             print()
             return
-        except UnicodeDecodeError:
-            raise UserError('the input is not UTF-8') from None
         if line.strip() == 'exit':
             return
         yield line
@@ -183,8 +181,8 @@ def write_texts(model, vocabulary, ratings, beginning, unit, generator):
 def rows_at_once(config, T, n_readings):
     """How many texts to write side by side, so that memory suffices for any num_samples.
 
-    T: tokens of the beginning. A row keeps keys and values of all it may look back at, and while it
-    reads the beginning it holds a score for every pair of tokens. Guidance reads a row n_readings
+    T: tokens of the beginning. A row keeps keys and values of all it may look back at and, while it
+    reads the beginning, a score for every pair of its tokens. Guidance reads a row n_readings
     times.
     """
     kept = min(config.chunk_size, T + settings.max_token)
@@ -231,7 +229,8 @@ def stream_text(vocabulary, ids, columns):
         if i == vocabulary.eos:
             break
         row.append(i)
-        window = row[-16:]  # to decode the whole text again would take longer and longer
+        # to decode the whole text again would take longer and longer
+        window = row[-16 - 4 * len(rest):]
         before, _ = split_rest(vocabulary.decode(window[:-1]))
         now, rest = split_rest(vocabulary.decode(window))
         print(printable(now[len(before):]), end='', flush=True)

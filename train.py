@@ -19,7 +19,7 @@ import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
-from parts.errors import UserError, how_to_wait, print0
+from parts.errors import UserError, how_to_wait, print0, user_path
 
 os.environ.update(how_to_wait())  # before torch reads it
 
@@ -62,7 +62,7 @@ from parts.machine import (
     worth_compiling,
 )
 from parts.optim import get_lr, make_optimizer
-from parts.vocabulary import load_vocabulary, printable, vocabulary_files
+from parts.vocabulary import VOCABULARIES, printable, vocabulary_files
 
 # --- data ---
 data_dir = 'data/kr3'  # what prepare.py wrote
@@ -79,8 +79,8 @@ window = 8             # ffn: how many tokens it reads
 chunk_size = 256       # longest row in tokens, and how far attention looks back
 dropout = 0.0          # share of activations dropped in training; 0.1 where data is repeated often
 # --- optimizer ---
-batch_size = 16        # rows of chunk_size in a step of all processes; short texts: shorter, more
-micro_batch = 0        # like batch_size, in one pass of one process: saves memory (0: all at once)
+batch_size = 16        # rows of chunk_size in a step of all processes; short texts: more, shorter
+micro_batch = 0        # rows that a process computes at once; fewer save memory (0: all of them)
 epochs = 1             # passes over the data
 n_tokens = 0.0         # million tokens per epoch, each time another random part (0: all there are)
 read_share = 0.7       # share of the rows where the rating is hidden and asked for at the end
@@ -118,7 +118,7 @@ NOT_KEPT = {'init_from', 'out_dir', 'given'}
 @explain_failures(smaller='--micro_batch; a step reads the same rows')
 def main():
     # --- this process, this machine ---
-    out = Path(settings.out_dir)
+    out = user_path(settings.out_dir)
     # run: the settings in force; where a run goes on, those saved with it
     run, checkpoint = begin_or_go_on(settings, out)
     check_settings(run)
@@ -130,7 +130,7 @@ def main():
 
     # --- data ---
     meta = read_meta(run.data_dir, run.mode)
-    check_data(run, meta, checkpoint)
+    vocabulary = check_data(run, meta, checkpoint)            # {file: content}, as it is now
     base, origin = None, {}  # the model to fine-tune, and what the model card says of it
     if checkpoint:
         origin = checkpoint['origin']
@@ -154,7 +154,7 @@ def main():
     model = (base or new_model(run, data, meta, checkpoint)).to(device)
     model.config.reads_ratings = data.asks_ratings
     rating_ids = torch.tensor(data.rating_ids, device=device)
-    # seconds: of training so far; those of counting are the first
+    # seconds: how long the run has trained so far, the counting of bigrams included
     seconds, warm_start = first_weights(model, run, data, base, checkpoint)
     best = checkpoint['best'] if checkpoint else math.inf  # the lowest validation loss
     dtype, compiled, peak = choose_computation(model, run, data, device)
@@ -170,7 +170,7 @@ def main():
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     if checkpoint:
         optimizer.load_state_dict(checkpoint['optimizer'])
-        scaler.load_state_dict(checkpoint['scaler'])
+        scaler.load_state_dict(checkpoint['scaler'] or scaler.state_dict())  # {}: was not float16
 
     # --- the log, and what never changes in the state.pt of a run ---
     if rank == 0:
@@ -250,11 +250,11 @@ def main():
             print_row(row, data, speed, flops_per_token * speed / peak)
             append_log(out, row)
             if validating and run.show:
-                show_texts(model, data, run, device)
+                show_texts(model, data, vocabulary, device)
             if is_best:  # the model folder: the best so far on validation
-                save_best(out, model, run, data, {**meta, **origin}, row)
+                save_best(out, model, run, data, {**meta, **origin}, vocabulary, row)
             if validating or stopping:  # state.pt: the last step, all that resuming needs
-                # the last update may have spoiled what the loss has not seen yet
+                # the loss is older than the last update, which may have made a weight NaN
                 check_finite(out, step, lr, *[p.sum().item() for p in model.parameters()])
                 save_checkpoint(out, {**unchanging, 'model': model.state_dict(),
                                       'optimizer': optimizer.state_dict(),
@@ -277,22 +277,29 @@ def main():
 
 def begin_or_go_on(settings, out):
     """(the settings, None) to begin; (the run's settings, its last state) to go on."""
+    settings.data_dir = str(user_path(settings.data_dir))
     auto = settings.init_from == 'auto'
     goes_on = settings.init_from == 'resume' or (auto and has_checkpoint(out))
     if not goes_on:
-        if not auto and (has_checkpoint(out) or (out / 'model.safetensors').exists()):
+        if not auto and (has_checkpoint(out) or os.path.exists(out / 'model.safetensors')):
             raise UserError(f'{out} already holds a run; go on with it (--init_from=resume), '
                             'or name another --out_dir')
+        for name in ('README.md', 'meta.json', 'config.json'):
+            if os.path.exists(out / name) and not os.path.exists(out / 'log.csv'):
+                raise UserError(f"{out} holds a {name} and no log.csv, so it may be somebody's "
+                                'own; name another --out_dir')
         return settings, None
     checkpoint = load_checkpoint(out)
     run = adopt(settings, checkpoint['settings'], f'the run in {out} was started with',
                 f'leave it out, or begin from its model: --init_from={out} and another --out_dir')
     # what was measured or decided is not measured again: on a busy machine it might come out anew
-    decided = {'device': checkpoint['device'], 'dtype': checkpoint['dtype'],
+    decided = {'dtype': checkpoint['dtype'],
                'compile': 'true' if checkpoint['compiled'] else 'false'}
     for name, value in decided.items():
-        if getattr(run, name) == 'auto':
+        if name not in settings.given or getattr(run, name) == 'auto':
             setattr(run, name, value)
+    if run.device == 'auto' and 'device' not in settings.given:
+        run.device = checkpoint['device']
     return run, checkpoint
 
 
@@ -315,11 +322,10 @@ def adopt(settings, fixed, whose, advice):
     """
     run = SimpleNamespace(**vars(settings))
     for name, value in fixed.items():
-        asked = getattr(settings, name, value)                # a setting may be gone by now
         if name not in settings.given:
             setattr(run, name, value)
-        elif asked != value and name not in MAY_CHANGE:
-            raise UserError(f'{whose} {name}={value}, not {asked}; {advice}')
+        elif getattr(run, name) != value and name not in MAY_CHANGE:
+            raise UserError(f'{whose} {name}={value}, not {getattr(run, name)}; {advice}')
     return run
 
 
@@ -330,13 +336,15 @@ def kept(run):
 
 def check_settings(run):
     """Raise UserError where a number makes no sense."""
-    for name in ('batch_size', 'epochs'):
+    for name in ('batch_size', 'epochs', 'd_model', 'n_layers'):
         if getattr(run, name) < 1:
             raise UserError(f'{name}={getattr(run, name)}: it takes 1 or more')
     for name in ('minutes', 'lr', 'n_tokens', 'micro_batch', 'table_decay', 'eval_interval',
                  'eval_tokens', 'log_interval'):
         if getattr(run, name) < 0:
             raise UserError(f'{name}={getattr(run, name)}: it takes 0 or more')
+    if run.optimizer not in ('muon', 'adamw'):
+        raise UserError(f"optimizer='{run.optimizer}': it is 'muon' or 'adamw'")
     if not 0 <= run.read_share <= 1:
         raise UserError(f'read_share={run.read_share}: it takes 0 to 1')
     if run.chunk_size < 2:
@@ -346,28 +354,31 @@ def check_settings(run):
 
 
 def check_data(run, meta, checkpoint):
-    """Raise UserError where the data are not those of the run, or where the processes, which may
-    stand on several machines, do not agree on data, settings and step.
+    """The files of the vocabulary, {name: bytes}. Raises UserError where the data are not those of
+    the run, or where the processes, which may stand on several machines, do not agree on data,
+    settings and step.
     """
     check_texts(Path(run.data_dir), meta)
     vocabulary = vocabulary_files(Path(run.data_dir, run.mode))
-    agreed = {name: value for name, value in kept(run).items() if name not in MAY_CHANGE}
+    agreed = {name: value for name, value in kept(run).items()
+              if name not in ('data_dir', 'device', 'show')}  # each machine has its own
     agreed['the checksum of train.bin'] = meta.get('train_crc32')
     agreed['the checksum of the vocabulary'] = zlib.crc32(b''.join(vocabulary.values()))
-    if checkpoint:
-        agreed['the last step'] = checkpoint['step']
-        agreed['the checksum of state.pt'] = checkpoint['checksum']
+    state = checkpoint or {'step': 0, 'checksum': 'none'}
+    agreed['the last step'] = state['step']
+    agreed['the checksum of state.pt'] = state['checksum']
     check_same_everywhere(agreed)
     if checkpoint and checkpoint['data'] != meta.get('train_crc32'):
         raise UserError(f'{run.data_dir} holds other tokens than the run in {run.out_dir} was '
                         'trained on; name the folder that has them (--data_dir=), prepare them as '
                         'they were, or begin anew in another --out_dir')
+    return vocabulary
 
 
 # --- how much fits into some minutes ---
 
 def fit_to_minutes(run, meta, base, device):
-    """The settings, with a shape and a length for run.minutes, the whole command.
+    """The settings, with a shape and a length that let the whole command take run.minutes.
 
     The peak of this machine tells the shape of the model. Some steps of that shape, with a model
     that is thrown away, tell how many will fit. What a person gave stands, and of a model that is
@@ -488,7 +499,7 @@ def fine_tune(run, meta):
     from parts.folder import base_model  # here, for it is slow to import
     base, origin = base_model(run.init_from, Path(run.data_dir, run.mode), meta, run.dropout)
     config = base.config
-    if 'chunk_size' in run.given or run.chunk_size < config.chunk_size:
+    if 'chunk_size' in run.given:
         config.chunk_size = run.chunk_size
     fixed = {'bigram_init': False}
     for name in ('arch', 'd_model', 'd_ffn', 'n_layers', 'nhead', 'window', 'chunk_size'):
@@ -657,9 +668,12 @@ def print_row(row, data, speed, share_of_peak):
           f'{speed:,.0f} tokens/s{share}  {minutes:.1f} min left', flush=True)
 
 
-def show_texts(model, data, run, device):
-    """Print a short text of each rating, always of the same seed: one can watch it learn."""
-    vocabulary = load_vocabulary(Path(run.data_dir, run.mode))
+def show_texts(model, data, files, device):
+    """Print a short text of each rating, always of the same seed: one can watch it learn. files: of
+    the vocabulary, {name: content}.
+    """
+    name = data.meta['vocabulary']
+    vocabulary = VOCABULARIES[name](files[name])
     starts = [(f'{RATING_NAMES[n][0]:9}  ', data.rating_ids[n]) for n in data.ratings]
     model.eval()
     for name, start in starts or [('', data.unrated_id)]:
@@ -672,8 +686,10 @@ def show_texts(model, data, run, device):
     model.train()
 
 
-def save_best(out, model, run, data, meta, row):
-    """Write the model folder. row: of the log, with the validation that was the best so far."""
+def save_best(out, model, run, data, meta, files, row):
+    """Write the model folder. files: of the vocabulary, {name: content}. row: of the log, with the
+    validation that was the best so far.
+    """
     from parts.folder import model_card, save_model  # here, for it is slow to import
     facts = {
         **meta,
@@ -686,7 +702,6 @@ def save_best(out, model, run, data, meta, row):
         'data_dir': run.data_dir,
     }
     card = model_card(model, facts, out.resolve().name)
-    files = vocabulary_files(Path(run.data_dir, run.mode))
     save_model(model, out, facts, {**files, 'README.md': card.encode()})
 
 

@@ -53,7 +53,7 @@ def main():
     if texts:
         read_files(train_path)
         return
-    rated = read_rated(Path(read_dir or data_dir, 'validation.txt'))
+    rated = list(read_split(Path(read_dir or data_dir, 'validation.txt')))
     if n_texts:
         rated = rated[:n_texts]
     rated = [(rating, text) for rating, text in rated if rating in (0, 1)]
@@ -98,13 +98,6 @@ def read_files(train_path):
               f'{share:.1%} as positive')
 
 
-def read_rated(path):
-    """[(rating, text)] of a train.txt or validation.txt. Raises UserError."""
-    if not path.exists():
-        raise UserError(f'{path} is not there; run prepare.py first')
-    return list(read_split(path))
-
-
 # --- the two readers ---
 
 def linear_log_odds(train_path, wanted):
@@ -117,7 +110,7 @@ def linear_log_odds(train_path, wanted):
         from sklearn.pipeline import make_pipeline
     except ImportError:
         raise UserError('this needs scikit-learn: pip install scikit-learn') from None
-    rated = [(rating, text) for rating, text in read_rated(train_path) if rating in (0, 1)]
+    rated = [(rating, text) for rating, text in read_split(train_path) if rating in (0, 1)]
     ratings = [rating for rating, _ in rated]
     n_positive = sum(ratings)
     n_negative = len(ratings) - n_positive

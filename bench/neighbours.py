@@ -33,6 +33,8 @@ ROOT = Path(__file__).resolve().parent.parent
 def main():
     if not Path(data_dir).exists():
         raise UserError(f'data_dir={data_dir} is not there; python prepare.py --source=demo')
+    if steps < 12:
+        raise UserError(f'steps={steps}: it takes 12 or more')
     counts = [int(n) for n in neighbours.split(',')]
     print('tokens/s    ' + ''.join(f'{n} neighbours'.rjust(14) for n in counts), flush=True)
     best = {}

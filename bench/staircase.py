@@ -127,7 +127,7 @@ def best_rate(rows, name):
 
 def n_steps():
     """Steps of every run."""
-    return int(n_tokens * 1e6) // (batch_size * 256)
+    return round(n_tokens * 1e6) // (batch_size * 256)
 
 
 def train(missing, lr, seed):

@@ -42,8 +42,9 @@ configure(globals())
 def main():
     large = Path(output_dir)
     made = large / 'tokenizer' / 'meta.json'
-    if not made.exists() or read_json(made).get('times') != times:
-        repeat(Path(data_dir, 'tokenizer'), large / 'tokenizer')
+    wanted = {'times': times, 'of': str(Path(data_dir).resolve())}
+    if not made.exists() or not wanted.items() <= read_json(made).items():
+        repeat(Path(data_dir, 'tokenizer'), large / 'tokenizer', wanted)
     n_stream = read_json(made)['train_tokens']
     with tempfile.TemporaryDirectory() as out:
         arrivals, memory, start = train(large, Path(out, 'run'))
@@ -56,8 +57,11 @@ def main():
 
 # --- the corpus ---
 
-def repeat(old, new):
-    """The bins of the folder `old`, with the training texts repeated, in the folder `new`."""
+def repeat(old, new, made):
+    """The bins of the folder `old`, with the training texts repeated, in the folder `new`.
+
+    made: what its meta.json says of that.
+    """
     meta = read_json(old / 'meta.json')
     ids = np.fromfile(old / 'train.bin', '<u2')
     offsets = np.fromfile(old / 'train_offsets.bin', '<u8')
@@ -75,7 +79,7 @@ def repeat(old, new):
     for file in old.iterdir():
         if file.name not in ('train.bin', 'train_offsets.bin', 'meta.json'):
             shutil.copy(file, new)
-    meta['times'] = times
+    meta |= made
     meta['train_reviews'] *= times
     meta['train_tokens'] = times * length + 1
     meta['train_crc32'] = zlib.crc32(last, crc32)

@@ -6,9 +6,14 @@ The names are the keys of WAYS. What a flag of train.py turns off (Muon, counted
 is no key here.
 """
 import math
+import os
 import runpy
 import sys
 from pathlib import Path
+
+from parts.errors import UserError, how_to_wait, run_script
+
+os.environ.update(how_to_wait())  # before torch reads it
 
 import torch
 
@@ -68,7 +73,16 @@ def small_weights():
 
 WAYS = {way.__name__: way for way in (masks, packing, short_rows, schedule, small_weights)}
 
-if __name__ == '__main__':
-    for name in filter(None, sys.argv.pop(1).split(',')):
+
+def main():
+    names = sys.argv.pop(1) if len(sys.argv) > 1 else '--help'
+    for name in filter(None, names.split(',')):
+        if name not in WAYS:
+            raise UserError(f'{name!r} is none of {", ".join(WAYS)}; several stand with commas, '
+                            "before train.py's flags")
         WAYS[name]()
     runpy.run_path(str(Path(__file__).resolve().parent.parent / 'train.py'), run_name='__main__')
+
+
+if __name__ == '__main__':
+    run_script(main)

@@ -12,6 +12,7 @@ import re
 import tempfile
 import zlib
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 
 from parts.errors import UserError, print0
@@ -22,7 +23,7 @@ except ImportError:  # Windows has none; two runs in one folder go unnoticed the
     fcntl = None
 
 STATE_FORMAT = 3  # of state.pt; it grows when what is in there changes its meaning
-LOCKS = []        # open files, until this process ends
+LOCKS = []        # files that are locked as long as they are open: until this process ends
 LOG_COLUMNS = {   # of log.csv, and how a value is written
     'step': 'd',
     'tokens': 'd',
@@ -133,7 +134,8 @@ def sweep(folder):
 # --- state.pt ---
 
 def has_checkpoint(out):
-    return (out / 'state.pt').exists() or (out / 'state.before.pt').exists()
+    # (Path.exists() may raise where one may not look)
+    return any(os.path.exists(out / name) for name in ('state.pt', 'state.before.pt'))
 
 
 def save_checkpoint(out, state):
@@ -163,7 +165,10 @@ def load_checkpoint(out):
     for path in (out / 'state.pt', out / 'state.before.pt'):
         if not path.exists():
             continue
-        content = path.read_bytes()
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise UserError(f'{path} cannot be read: {error.strerror}') from None
         checksum = zlib.crc32(content[:-4])
         if len(content) > 4 and checksum == int.from_bytes(content[-4:]):
             # checked here, for torch.load does not see a flipped bit
@@ -173,9 +178,8 @@ def load_checkpoint(out):
                                 f'its model can be fine-tuned: --init_from={out}')
             return {**state, 'checksum': checksum}
         print0(f'{path} is damaged; looking for the one before')
-    advice = (f'what model there is in {out} can be fine-tuned '
-              f'(--init_from={out} and another --out_dir)')
-    raise UserError(f'{out} holds no state.pt that could be resumed; {advice}')
+    raise UserError(f'{out} holds no state.pt that could be resumed; what model there is in {out} '
+                    f'can be fine-tuned (--init_from={out} and another --out_dir)')
 
 
 # --- log.csv ---
@@ -214,13 +218,10 @@ def read_log(path):
 
 def set_aside(path):
     """Rename a file to a name that is free; returns it."""
-    number = 1
-    while True:
+    for number in count(1):
         aside = path.with_name(f'{path.stem}.{number}{path.suffix}')
         if not aside.exists():
-            os.replace(path, aside)
-            return aside
-        number += 1
+            return path.rename(aside)
 
 
 def append_log(out, row):

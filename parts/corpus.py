@@ -7,8 +7,8 @@
       → train.txt, validation.txt                     all sources, one after the other
       → train.bin, val.bin                            the same as ids: the stream
 
-A fourth rating is a fourth line in RATINGS; everything else takes the ratings from there. Only the
-demo has tables of its own, in grammar.py.
+A fourth rating is a fourth line in RATINGS; everything else takes the ratings from there, but for
+the demo's tables in grammar.py and the curves of page.html.
 """
 import gc
 import hashlib
@@ -801,8 +801,8 @@ def read_texts_meta(folder):
             # what is no text, or moves the cursor of a terminal, is not printed
             if type(value) is not kind or kind is str and not value.isprintable():
                 raise UserError(f'{path}: {name} of a source cannot be {shortened(value)}')
-    if 'floor_bits_per_char' in meta and changed_text(folder, meta):
-        del meta['floor_bits_per_char']                       # it was that of other texts
+    if changed_validation(folder, meta):
+        meta.pop('floor_bits_per_char', None)                 # it was that of other texts
     return meta
 
 
@@ -851,6 +851,11 @@ def changed_text(folder, meta, most_bytes=1 << 27):
         if not same:
             return path
     return None
+
+
+def changed_validation(folder, meta):
+    """Whether validation.txt in a folder is not the one that a meta.json tells of."""
+    return changed_text(folder, {name: value for name, value in meta.items() if 'val_' in name})
 
 
 # --- what is not ours ---
@@ -960,7 +965,7 @@ def clean_copy(texts, folder, unit):
                 report.n_texts[side] += 1
                 file.write(text_line(rating, text))
             meta |= file.meta(side)
-        if changed_text(texts, meta):
+        if changed_validation(texts, meta):
             meta.pop('floor_bits_per_char', None)             # it was that of other texts
         meta.setdefault('sources', [report.meta()])
         files = other_files(folder, text_names([]))

@@ -10,6 +10,7 @@ Nothing here grows with the corpus: the stream is read through a memory map wher
 and one shard is packed while the one before it is trained on.
 """
 import math
+import os
 import zlib
 from bisect import bisect
 from concurrent.futures import ThreadPoolExecutor
@@ -40,12 +41,13 @@ class Batch(NamedTuple):
 
     def rows(self, first, end, device):
         """x, y and ratings of the rows [first, end), on the device."""
+        cuda = device.type == 'cuda'
         moved = []
         for tensor in (self.x, self.y, self.ratings):
             tensor = tensor[first:end]
-            if device.type == 'cuda':
-                tensor = tensor.pin_memory()  # the copy runs beside the computing
-            moved.append(tensor.to(device, non_blocking=True))
+            if cuda:
+                tensor = tensor.pin_memory()  # so that the copy may run beside the computing
+            moved.append(tensor.to(device, non_blocking=cuda))
         return moved
 
 
@@ -58,8 +60,9 @@ class Data:
     n_texts, group_size, group_lengths         texts; how many of them are shuffled as one, and the
                                                tokens of such a group
     tokens, offsets                            the stream of train.bin, where its texts begin
-    spread                                     how much longer the stretch is that a shard takes
-                                               its pieces from, where a long text is read in part
+    spread                                     1; for long texts read in part, a shard looks at a
+                                               stretch so many times as long as it needs, and takes
+                                               some of its pieces
     eos, rating_ids, unrated_id, ratings       `</s>`; start tokens; the ratings that texts have
     """
 
@@ -186,10 +189,7 @@ class Data:
 
         self.tokens_per_epoch = len(self.tokens) - 1
         if run.n_tokens:
-            self.tokens_per_epoch = min(int(run.n_tokens * 1e6), self.tokens_per_epoch)
-        # texts in random order lie all over the data by themselves; the pieces of a long one do not
-        is_long = lengths.mean() > LONG * self.row_length
-        self.spread = min(len(self.tokens) / self.tokens_per_epoch, MOST_SPREAD) if is_long else 1
+            self.tokens_per_epoch = min(round(run.n_tokens * 1e6), self.tokens_per_epoch)
         self.steps_per_epoch = self.tokens_per_epoch // self.tokens_per_step
         self.steps_per_shard = max(1, SHARD_TOKENS // self.tokens_per_step)
         self.steps = run.epochs * self.steps_per_epoch
@@ -197,6 +197,9 @@ class Data:
             raise UserError(
                 f'{self.tokens_per_epoch:,} tokens do not fill one batch of {run.batch_size} rows '
                 f'of {run.chunk_size}; take a smaller --batch_size or --chunk_size, or more data')
+        # texts in random order lie all over the data by themselves; the pieces of a long one do not
+        is_long = lengths.mean() > LONG * self.row_length
+        self.spread = min(len(self.tokens) / self.tokens_per_epoch, MOST_SPREAD) if is_long else 1
         self.thread = ThreadPoolExecutor(max_workers=1)
         self.shards = {}                                      # (epoch, shard) → Future of its rows
 
@@ -285,14 +288,12 @@ def pack(starts, lengths, begins_text, T):
         if n == len(rows):
             rows.append([])
         room = T - sum(length for _, length in rows[n])
-        k = bisect(lengths_left, room)                        # so many of the lengths fit
-        while k:
+        while k := bisect(lengths_left, room):                # so many of the lengths fit
             length = lengths_left[k - 1]
             rows[n].append((starts_of[length].pop(), length))
+            room -= length
             if not starts_of[length]:
                 del lengths_left[k - 1]
-            room -= length
-            k = bisect(lengths_left, room)
         n += 1
     return rows
 
@@ -354,8 +355,8 @@ def read_meta(data_dir, mode):
     """What prepare.py tells of its bins: vocabulary, ids, counts, sources. Raises UserError."""
     folder = Path(data_dir, mode)
     path = folder / 'meta.json'
-    if not path.exists():
-        advice = f'run prepare.py first (--output_dir={data_dir} --mode={mode})'
+    if not os.path.exists(path):  # (Path.exists() may raise where one may not look)
+        advice = f'run prepare.py first (--source=… --output_dir={data_dir} --mode={mode})'
         raise UserError(f'{folder} has no meta.json; {advice}')
     return read_json(path)
 

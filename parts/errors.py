@@ -62,10 +62,24 @@ def print_error(sentence):
     print(f'{script}: {shown}', file=sys.stderr, flush=True)
 
 
+def flush_output():
+    """Print what is still to be printed. Raises UserError, or BrokenPipeError where the reader has
+    read enough.
+    """
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UserError(f'the output cannot be written: {error.strerror}') from None
+
+
 def run_script(main):
     """Run main() and leave: status 0 or what it returns, 2 after a UserError, 130 after Ctrl-C."""
     try:
         status = main() or 0
+        if sys.stdout:
+            flush_output()
     except UserError as error:
         print_error(error)
         status = 2

@@ -8,12 +8,11 @@ save_model writes it, with model_card for its README.md; load_model reads it. Sc
 model begin with find_model_folder and open_model, a fine-tuning run begins with base_model.
 """
 import math
-import os
 import shlex
+from glob import glob
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch.overrides import TorchFunctionMode
@@ -22,6 +21,7 @@ from model import Config, build
 from parts.checkpoint import atomic_write, read_json, to_json
 from parts.corpus import LANGUAGES, LICENCES, RATING_NAMES, NotFound, hub_file, is_repository
 from parts.errors import UserError, user_path
+from parts.machine import local_rank, wait_for_all
 from parts.scoring import known_ratings
 from parts.vocabulary import VOCABULARIES, load_vocabulary
 
@@ -132,10 +132,9 @@ def load_model(folder, device='cpu', dropout=0.0):
         raise UserError(f'{folder} is not a model folder: it has no config.json')
     config = read_config(folder, dropout)
     meta = read_model_meta(folder, config)
-    shapes = read_shapes(folder)
-    model = empty_model(folder, config, len(shapes))
-    check_shapes(folder, model, shapes)
-    weights = read_weights(folder, shapes)
+    weights = read_weights(folder)
+    model = empty_model(folder, config, len(weights))
+    check_shapes(folder, model, weights)
     model.load_state_dict(weights, assign=True)
     return model.to(device).eval(), meta
 
@@ -211,22 +210,12 @@ def refuse_other(path, key, found, value):
         raise UserError(f'{path}: {key} is {found!r}, and the model here computes {value!r} alone')
 
 
-def read_shapes(folder):
-    """{name: shape} of the tensors in a folder's model.safetensors. Raises UserError."""
+def read_weights(folder):
+    """{name: float32 tensor} of a folder's model.safetensors. Raises UserError."""
     path = folder / 'model.safetensors'
     try:
         with safe_open(path, 'pt') as file:
-            return {name: file.get_slice(name).get_shape() for name in file.keys()}
-    except (OSError, SafetensorError) as error:
-        raise UserError(f'{path} cannot be read: {error}') from None
-
-
-def read_weights(folder, names):
-    """{name: float32 tensor} of these tensors of a folder's model.safetensors. Raises UserError."""
-    path = folder / 'model.safetensors'
-    try:
-        with safe_open(path, 'pt') as file:
-            weights = {name: file.get_tensor(name).float() for name in names}
+            weights = {name: file.get_tensor(name).float() for name in file.keys()}
     except (OSError, SafetensorError) as error:
         raise UserError(f'{path} cannot be read: {error}') from None
     for name, tensor in weights.items():
@@ -258,14 +247,15 @@ class NoInit(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def check_shapes(folder, model, found):
-    """Raise UserError where the shapes {name: shape} in the file are not those of the model."""
+def check_shapes(folder, model, weights):
+    """Raise UserError where the weights {name: tensor} have other shapes than the model."""
     wanted = model.state_dict()
-    for name in sorted(wanted.keys() | found.keys()):
-        shape = list(wanted[name].shape) if name in wanted else None
-        if shape != found.get(name):
+    for name in sorted(wanted.keys() | weights.keys()):
+        shape, found = [list(state[name].shape) if name in state else None
+                        for state in (wanted, weights)]
+        if shape != found:
             raise UserError(f'{folder}: config.json and model.safetensors disagree on {name} '
-                            f'({shape} and {found.get(name)})')
+                            f'({shape} and {found})')
 
 
 META_TYPES = {               # of what is used: another person may have written meta.json
@@ -313,7 +303,9 @@ def find_model_folder(model_path=''):
     """The folder a person means: the one named, or the newest under out/. Raises UserError."""
     if model_path:
         return user_path(model_path)
-    models = list(Path('out').rglob('model.safetensors'))
+    # (glob, unlike rglob, looks into folders that are linked)
+    paths = glob('out/**/model.safetensors', recursive=True)
+    models = [Path(path) for path in paths if Path(path).exists()]
     if not models:
         raise UserError('there is no trained model under out/ yet; run train.py first, '
                         'or name a folder with --model_path=')
@@ -383,11 +375,10 @@ def base_model_folder(name):
     if not is_repository(repository):
         raise UserError(f"init_from='{name}': it is 'scratch', 'resume', 'auto', a model folder "
                         'or a Hub repository (owner/name or owner/name@revision)')
-    if int(os.environ.get('LOCAL_RANK', 0)) == 0:              # one process a machine downloads
+    if local_rank == 0:                                        # one process a machine downloads
         download_model(repository, revision or None)
         print(f'{name}: for its licence see its page on the Hub')
-    if dist.is_initialized():
-        dist.barrier()
+    wait_for_all()
     return download_model(repository, revision or None)        # the others find it there
 
 

@@ -214,14 +214,14 @@ def words(text):
 
 
 @lru_cache(None)
-def clause(noun, particle, tone, predicates):
+def clause(noun, tone, predicates, particle):
     """가격이 정말 저렴했: its ending or conjunction comes after it."""
     return attach(noun, particle) + ' ', words(ADVERB[tone]), words(predicates)
 
 
 def aspect_clause(noun, particle, tone):
     _, good, bad = ASPECTS[noun]
-    return clause(noun, particle, tone, (good, bad, LUKEWARM)[tone])
+    return clause(noun, tone, (good, bad, LUKEWARM)[tone], particle)
 
 
 def joined(before, after, end, next_clause):
@@ -283,18 +283,14 @@ def body(rating, end, place, menu):
     topic = '은/는' if mixed else '이/가'  # 은/는 announces a contrast
     options = []
     for (a, b, c), weight in CLAUSE_TONES[rating].items():
-        menu_first = clause(menu, topic, a, taste[a])
+        menu_first = clause(menu, a, taste[a], topic)
         aspects = partial(two_aspects, b, c)
         options.append((3 * weight, (menu_first, joined(a, b, end, aspects))))
 
         aspects_first = two_aspects(a, b, topic)
-        menu_last = partial(menu_clause, menu, c, taste[c])
+        menu_last = partial(clause, menu, c, taste[c])
         options.append((2 * weight, (aspects_first, joined(b, c, end, menu_last))))
     return Choice(options)
-
-
-def menu_clause(menu, tone, predicates, particle):
-    return clause(menu, particle, tone, predicates)
 
 
 def farewell(rating, place, menu):

@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -27,7 +27,6 @@ DTYPES = ('auto', 'bfloat16', 'float16', 'float32')
 CANDIDATES = {
     'cpu': ('float32', 'bfloat16'),
     'cuda': ('float32', 'bfloat16', 'float16'),  # float16 last: it needs a loss scale
-    'mps': ('float32',),
 }
 # the largest error that a product may have, relative to its size
 LARGEST_ERROR = {'float32': 1e-4, 'float16': 5e-3, 'bfloat16': 2e-2}
@@ -43,7 +42,7 @@ def select_device(name='auto'):
     """
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if name == 'auto':
-        name = 'cuda' if cuda else 'mps' if mps else 'cpu'
+        name = 'cuda' if cuda else 'mps' if mps and world_size == 1 else 'cpu'
         if name == 'cpu' and Path('/dev/nvidia0').exists():
             no_gpu_for_torch()
     try:
@@ -108,9 +107,8 @@ def select_dtype(name, device):
         raise UserError(f"dtype='{name}': it is one of {', '.join(DTYPES)}")
     if name != 'auto':
         return getattr(torch, name), f'{name} as asked'
-    if len(CANDIDATES[device.type]) == 1:
-        name = CANDIDATES[device.type][0]
-        return getattr(torch, name), name
+    if device.type == 'mps':                                  # nothing else was tried there
+        return torch.float32, 'float32'
     measured = {}
     for candidate in CANDIDATES[device.type]:
         seconds, error = time_products(candidate, device)
@@ -230,7 +228,7 @@ def from_rank0(value):
 
 
 def wait_for_all():
-    """None leaves while another still saves."""
+    """Go on when every process has come here."""
     if world_size > 1:
         dist.barrier()
 
@@ -266,11 +264,14 @@ class StopRequest:
 
     def hear(self, number, frame):
         again = self.signal and number == signal.SIGINT
-        # sooner than a second it is torchrun, which passes on what all processes have heard
+        # Ctrl-C reaches every process of a terminal, and torchrun passes it on once more: a second
+        # one within a second is that echo
         if again and time.monotonic() > self.time + 1:
             os._exit(128 + number)
-        self.signal = number
-        self.time = time.monotonic()
+        first, self.signal, self.time = not self.signal, number, time.monotonic()
+        if rank == 0 and first:
+            with suppress(OSError):                           # nobody may be there to read it
+                os.write(2, b'finishing this step, then saving; Ctrl-C once more ends it at once\n')
 
     @property
     def exit_status(self):
@@ -290,8 +291,9 @@ def explain_failures(smaller):
     """
     try:
         yield
-    except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) or NO_MEMORY.search(str(error)):
+    except (RuntimeError, MemoryError) as error:
+        of_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        if of_memory or NO_MEMORY.search(str(error)):
             raise UserError(f'there is too little memory; take a smaller {smaller}') from None
         if world_size == 1 or not LOST_PEER.search(str(error)):
             raise
@@ -321,8 +323,8 @@ def run_distributed(main):
 # --- what is compiled ---
 
 # Floating-point operations of a run from which compiling pays: on a CPU some two minutes' worth
-# uncompiled; for GPUs a guess. A rule of the settings alone and never of a clock, because a resumed
-# run must choose as the first one did.
+# uncompiled; for GPUs a guess. A rule of the settings alone and never of a clock, so that the same
+# command makes the same run and all processes choose alike.
 PAYS_FROM = {'cpu': 1e13, 'cuda': 3e15}
 # How far the loss and each gradient of a compiled pass may be off, relative to their length
 LARGEST_DIFFERENCE = {torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.1}
@@ -347,11 +349,11 @@ def compile_and_check(model, plain_loss, compiled_loss, dtype, device):
     Both functions make the same loss, the first before compiling, the second after it, in a batch
     of the run's shape. A compiler's bug may show on one kind of processor alone, and a run would
     learn nothing for an hour. So every gradient is held against the plain one. Where they differ,
-    one line is printed and the run goes on uncompiled; where the plain ones are not finite either,
-    in float32.
+    one line is printed and the run goes on uncompiled. If the plain gradients are not finite
+    either, the number format is at fault, and it goes on in float32.
     """
-    # All buckets of gradients are sent after the backward pass. (Sent one by one, a pass would be
-    # cut into several.)
+    # DDP would cut the graph into pieces, to send gradients while the rest is still computed; here
+    # it stays whole, and they are sent at the end
     torch.use_deterministic_algorithms(True, warn_only=True)  # now the compiler's as well
     torch._dynamo.config.optimize_ddp = False
     torch._inductor.config.fallback_random = True  # dropout draws what it draws uncompiled

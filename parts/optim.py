@@ -7,8 +7,6 @@ import math
 
 import torch
 
-from parts.errors import UserError
-
 # Three odd polynomials a x + b x³ + c x⁵. One after the other they bring every singular value
 # between 0.01 and 1 to between 0.73 and 1.27, as near to 1 as three of them can (Amsel et al. 2025,
 # arXiv:2505.16932).
@@ -21,9 +19,9 @@ RANDOM_TABLES = (25.0, 1.0)
 LEARNED_TABLES = (4.0, 0.25)
 
 WEIGHT_DECAY = 0.1  # pull of the matrices to zero, per step and unit of learning rate
-MOMENTUM = 0.95     # Muon's memory of gradients
-BETA1 = 0.9         # AdamW's memory of gradients
-BETA2 = 0.99        # and of their squares
+MOMENTUM = 0.95     # share of Muon's mean of gradients that each step keeps
+BETA1 = 0.9         # the same in AdamW
+BETA2 = 0.99        # and in its mean of their squares
 EPS = 1e-8          # keeps AdamW from dividing by zero
 
 
@@ -106,7 +104,7 @@ def orthogonalize(x, dtype):
 
 
 def make_optimizer(model, optimizer, lr, table_decay, warm_start, dtype):
-    """The MuonAdamW of a model. Raises UserError.
+    """The MuonAdamW of a model.
 
     optimizer: 'muon', or 'adamw' for AdamW everywhere. Muon is for matrices that mix directions. A
     row of the embedding or the head belongs to one token, and most tokens are not in a batch at
@@ -135,10 +133,8 @@ def make_optimizer(model, optimizer, lr, table_decay, warm_start, dtype):
             add('adamw', [table], lr_mult, table_decay / (lr * lr_mult) if lr else 0.0)
         for shape in sorted({p.shape for p in matrices}):
             add('muon', [p for p in matrices if p.shape == shape], 1.0, WEIGHT_DECAY)
-    elif optimizer == 'adamw':
-        add('adamw', [embedding, head, *matrices], 1.0, WEIGHT_DECAY)
     else:
-        raise UserError(f"optimizer='{optimizer}': it is 'muon' or 'adamw'")
+        add('adamw', [embedding, head, *matrices], 1.0, WEIGHT_DECAY)
     add('adamw', gains, 1.0, 0.0)
     return MuonAdamW(groups, lr, dtype)
 

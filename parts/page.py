@@ -74,12 +74,10 @@ def page_tensors(model):
     for name, parameter in model.named_parameters():
         weight = parameter.detach().float().cpu()
         scale = torch.ones(len(weight))
-        dtype = 'float32'
         if weight.ndim == 2:
             weight, scale = round_rows(weight)
-            dtype = 'int8'
         tensors[name] = {
-            'dtype': dtype,
+            'dtype': str(weight.dtype).removeprefix('torch.'),
             'shape': list(weight.shape),
             'data': to_base64(weight),
             'scale': to_base64(scale),

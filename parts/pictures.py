@@ -2,6 +2,7 @@
 
 The first two need matplotlib, and are left out where there is none.
 """
+import csv
 import math
 
 from parts.checkpoint import read_log
@@ -30,20 +31,21 @@ def draw_losses(out_dir, floor):
     figure, axes = new_figure(7, 4)
     if figure is None:
         return
-    rows = read_log(out_dir / 'log.csv')
-    tokens, losses = column(rows, 'train_loss')
-    axes.plot(tokens, losses, lw=1, label='training')
-    validated = [row for row in rows if row['val_loss']]
-    if validated:
-        tokens, losses = column(validated, 'val_loss')
-        axes.plot(tokens, losses, 'o-', label='validation')
-    if validated and floor:
-        last = validated[-1]
-        nats_per_bit = float(last['val_loss']) / float(last['bits_per_char'])
-        axes.axhline(floor * nats_per_bit, color='gray', ls='--', label='floor: the text itself')
-    axes.set(xlabel='tokens', ylabel='loss (nats per token)', title=str(out_dir))
+    try:
+        rows = read_log(out_dir / 'log.csv')
+        validated = [row for row in rows if row['val_loss']]
+        axes.plot(*column(rows, 'train_loss'), lw=1, label='training')
+        axes.plot(*column(validated, 'val_loss'), 'o-', label='validation')
+        if validated and floor:
+            last = validated[-1]
+            nats_per_bit = float(last['val_loss']) / float(last['bits_per_char'])
+            floor *= nats_per_bit
+            axes.axhline(floor, color='gray', ls='--', label='floor: the text itself')
+    except (OSError, ValueError, KeyError, TypeError, csv.Error):
+        return                                                 # somebody changed it
+    axes.set(xlabel='tokens', ylabel='loss (nats per token)')
     axes.legend()
-    figure.savefig(out_dir / 'loss.png', dpi=120)
+    save_picture(figure, out_dir / 'loss.png')
 
 
 def column(rows, name):
@@ -92,8 +94,8 @@ def draw_scaling(rows, path):
     figure, axes = new_figure(7, 4)
     if figure is None:
         return False
-    rows = sorted(rows, key=training_flops)
-    costs = [training_flops(row) for row in rows]
+    rows = sorted(rows, key=lambda row: row['training_flops'])
+    costs = [row['training_flops'] for row in rows]
     bits = [row['bits_per_char'] for row in rows]
     axes.plot(costs, bits, 'o-')
     axes.margins(0.12)
@@ -108,10 +110,6 @@ def draw_scaling(rows, path):
     axes.set(xlabel='floating-point operations of the training', ylabel='bits per character',
              title='parameters at each point')
     return save_picture(figure, path)
-
-
-def training_flops(row):
-    return row['training_flops']
 
 
 def save_picture(figure, path):

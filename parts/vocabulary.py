@@ -260,12 +260,11 @@ class HubTokenizer(Vocabulary):
         if self.decode(ids) == text:
             return 0
         encoding = self.tokenizer.encode(text, add_special_tokens=False)
-        seen = set()                           # the places of characters that a token covers
+        seen, hidden = set(), set()  # places of characters that a token covers, that <unk> covers
         for i, (first, end) in zip(encoding.ids, encoding.offsets):
-            if i not in self.unknown_ids:
-                seen.update(range(first, end))
-        unseen = [character for n, character in enumerate(text) if n not in seen]
-        return len(''.join(unseen).replace(' ', ''))
+            (hidden if i in self.unknown_ids else seen).update(range(first, end))
+        return sum(n not in seen and c != ' ' and (n in hidden or not c.isspace())
+                   for n, c in enumerate(text))
 
     def as_tokenizer(self):
         from tokenizers import Tokenizer, normalizers
@@ -313,13 +312,8 @@ class Characters(Vocabulary):
         return [text[k:k + length] for k in range(0, len(text), length)]
 
     def decode(self, ids):
-        text = []
-        for i in ids:
-            if i == self.unk:
-                text.append('�')
-            elif i > self.unk:  # below are the control tokens
-                text.append(self.characters[i])
-        return ''.join(text)
+        # below <unk> are the control tokens
+        return ''.join('�' if i == self.unk else self.characters[i] for i in ids if i >= self.unk)
 
     def n_unseen(self, text, ids):
         return ids.count(self.unk)

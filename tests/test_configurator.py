@@ -133,6 +133,12 @@ def test_mistakes_are_one_sentence(call, args, words):
     assert done.stderr.count('\n') == 1, done.stderr
 
 
+def test_a_name_that_is_not_utf8_is_said_with_escapes(call):
+    done = call(b'conf\xb0.py')
+    assert done.returncode == 2
+    assert done.stderr.count('\n') == 1 and 'conf\\udcb0.py' in done.stderr
+
+
 def test_help_prints_every_setting_with_its_comment(call):
     done = call('--epochs=7', '--help')
     assert done.returncode == 0

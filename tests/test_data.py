@@ -150,6 +150,12 @@ def test_an_epoch_of_a_part_of_the_tokens_takes_another_part_each_time(open_data
     assert len(parts[0] & parts[1]) < 0.5 * len(parts[0])
 
 
+def test_no_token_of_a_part_is_lost_by_rounding(open_data):
+    assert open_data([65_000], n_tokens=0.064256).tokens_per_epoch == 64_256
+    with pytest.raises(UserError, match='0 tokens do not fill one batch'):
+        open_data([65_000], n_tokens=1e-7)
+
+
 def test_a_tenth_of_a_novel_is_not_its_first_chapters(open_data):
     """One long text, a part of it in each epoch: the rows of an epoch lie all over it."""
     data = open_data([60_000], n_tokens=0.006)

@@ -181,6 +181,7 @@ def test_asked_to_stop_it_saves_and_says_how_to_go_on(nproc, number, demo, tmp_p
     assert running.returncode == (1 if nproc else 128 + number)  # torchrun has a status of its own
     assert f"--out_dir='{out}' --init_from=resume" in said       # to be pasted as it is
     assert 'train.py", line' not in error, error  # no traceback
+    assert error.count('finishing this step, then saving') == 1
     last_step = int(log(out)[-1]['step'])
     assert last_step > 0
     assert saved_step(out) == last_step
@@ -263,7 +264,7 @@ def test_the_device_of_a_run_that_goes_on_is_the_one_it_found(unfinished):
     change_state(unfinished, settings={'device': 'auto'}, device='cuda:9')
     flags = [f'--out_dir={unfinished}', '--init_from=resume']
     assert NO_SUCH_GPU in run('train.py', *flags, ok=False).stderr
-    run('train.py', *flags, '--device=cpu')
+    run('train.py', *flags, '--device=auto')
 
 
 def test_the_format_of_a_run_that_goes_on_is_not_measured_again(unfinished):
@@ -271,6 +272,35 @@ def test_the_format_of_a_run_that_goes_on_is_not_measured_again(unfinished):
     change_state(unfinished, settings={'dtype': 'auto'}, dtype='bfloat16')
     said = run('train.py', f'--out_dir={unfinished}', '--init_from=resume').stdout
     assert 'in bfloat16' in said
+
+
+def test_nor_is_what_was_given_up_tried_again(unfinished):
+    """A run in float16 whose gradients were not finite went on in float32."""
+    change_state(unfinished, settings={'dtype': 'float16', 'compile': 'true'}, dtype='float32')
+    said = run('train.py', f'--out_dir={unfinished}', '--init_from=resume').stdout
+    assert 'in float32 as asked, not compiled' in said
+
+
+def test_a_run_may_go_on_in_float16(unfinished):
+    """With a loss scale, which it had none of before."""
+    flags = [f'--out_dir={unfinished}', '--init_from=resume', '--dtype=float16']
+    said = run('train.py', *flags).stdout
+    assert 'in float16' in said and 'best validation loss' in said
+
+
+def test_a_run_keeps_its_vocabulary_whatever_becomes_of_the_data(demo, tmp_path, start):
+    data, out = shutil.copytree(demo, tmp_path / 'data'), tmp_path / 'out'
+    running = start('train.py', f'--data_dir={data}', *ENDLESS, '--eval_interval=20',
+                    '--show=true', f'--out_dir={out}')
+    wait_for((out / 'state.pt').exists, running)
+    shutil.rmtree(data)
+    step = saved_step(out)
+    wait_for(lambda: saved_step(out) > step, running)
+    running.terminate()
+    said, error = running.communicate(timeout=120)
+    assert '--init_from=resume' in said, error
+    name = 'tokenizer.model'
+    assert (out / name).read_bytes() == (demo / 'tokenizer' / name).read_bytes()
 
 
 def test_data_that_were_moved_are_named_and_the_run_goes_on(unfinished, models, demo, tmp_path):

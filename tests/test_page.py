@@ -307,6 +307,19 @@ def test_a_visit(browser, decoder, tmp_path):
 
 
 @needs_chromium
+def test_writing_waits_until_the_beginning_is_read(browser, decoder, tmp_path):
+    open_page(browser, tmp_path / 'page.html', *decoder)
+    beginning = ' '.join(['어제 친구랑'] * 8)
+    browser.run('''
+        $('prompt').value = arguments[0];
+        $('prompt').dispatchEvent(new Event('input'));
+        $('step').click();
+    ''', beginning)
+    browser.wait("$('finished').textContent")
+    assert browser.run('return tokens.at(-1).written').startswith(beginning)
+
+
+@needs_chromium
 def test_what_is_typed_stays_text(browser, decoder, tmp_path):
     model, meta, vocabulary = decoder
     attack = '</script><script>window.bad = 1</script><img src=x onerror="window.bad = 1">'

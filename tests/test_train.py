@@ -9,6 +9,7 @@ from conftest import NO_SUCH_GPU, SMALL, last_weights, log, read_json, run, run_
 from safetensors.torch import load_file
 
 import train
+from model import Config
 from parts.budget import length_for, shape_for
 
 # nine steps
@@ -42,7 +43,7 @@ def test_the_log_tells_how_the_run_went(models):
     assert seconds == sorted(seconds)
     rates = [float(row['lr']) for row in rows]
     assert max(rates) <= 6e-3
-    assert 0 < rates[-1] < 1e-3 * max(rates)
+    assert 0 < rates[-1] < 0.01 * max(rates)
     assert float(rows[-1]['train_loss']) < 0.7 * float(rows[0]['train_loss'])
 
 
@@ -160,19 +161,26 @@ def test_processes_with_two_vocabularies_are_refused(demo, tmp_path):
     assert_refused(processes, 'the vocabulary is ')
 
 
-def test_processes_with_other_settings_are_refused(demo, tmp_path):
+@pytest.mark.parametrize('name', ['lr', 'log_interval'])
+def test_processes_with_other_settings_are_refused(demo, tmp_path, name):
     processes = run_ranks('train.py', *[
-        [*SHORT, f'--data_dir={demo}', f'--out_dir={tmp_path / "out"}', f'--lr={lr}']
-        for lr in (1e-3, 2e-3)])
-    assert_refused(processes, 'lr is 0.001 for rank 0')
+        [*SHORT, f'--data_dir={demo}', f'--out_dir={tmp_path / "out"}', f'--{name}={value}']
+        for value in (1, 2)])
+    assert_refused(processes, f'{name} is 1')
 
 
-def test_processes_with_states_of_other_steps_are_refused(models, tmp_path):
+def test_processes_with_states_of_other_steps_are_refused(demo, models, tmp_path):
     for rank, name in enumerate(('state.pt', 'state.before.pt')):
         (tmp_path / str(rank)).mkdir()
         shutil.copy(models / 'decoder' / name, tmp_path / str(rank) / 'state.pt')
     processes = run_ranks('train.py', *[
         ['--init_from=resume', f'--out_dir={tmp_path / str(rank)}'] for rank in (0, 1)])
+    assert_refused(processes, 'the last step is 234 for rank 0')
+    (tmp_path / '1/state.pt').unlink()                        # one has none, and would begin
+    flags = [f'--data_dir={demo}', *SMALL, '--n_tokens=0.06', '--epochs=2', '--d_model=64',
+             '--eval_interval=23', '--init_from=auto']        # of models/decoder
+    processes = run_ranks('train.py', *[
+        [*flags, f'--out_dir={tmp_path / str(rank)}'] for rank in (0, 1)])
     assert_refused(processes, 'the last step is 234 for rank 0')
 
 
@@ -186,7 +194,11 @@ def test_a_mistake_is_heard_from_every_rank(tmp_path):
 @pytest.mark.parametrize('flags, words', [
     (['--init_from=resume'], 'no run to resume'),
     (['--out_dir=/dev/null/x'], 'cannot be written to'),
+    (['--out_dir=' + 300 * 'x'], 'cannot be written to'),
     (['--data_dir=/dev/null'], 'run prepare.py first'),
+    (['--data_dir=' + 300 * 'x'], 'run prepare.py first'),
+    (['--data_dir=~nobody-of-this-name'], 'home directory'),
+    (['--n_layers=-1', '--minutes=1'], 'n_layers=-1: it takes 1 or more'),
     (['--arch=rnn'], "'decoder' or 'ffn'"),
     (['--optimizer=sgd'], "'muon' or 'adamw'"),
     (['--d_model=33'], 'd_model=33'),
@@ -215,6 +227,22 @@ def test_an_old_run_is_not_overwritten_and_stays_what_it_is(flags, words, demo, 
     done = run('train.py', f'--data_dir={demo}', f'--out_dir={models / "decoder"}', *flags,
                ok=False)
     assert words in done.stderr
+
+
+def test_what_a_person_wrote_is_not_written_over(demo, tmp_path):
+    (tmp_path / 'README.md').write_text('mine')
+    done = run('train.py', f'--data_dir={demo}', *SMALL, f'--out_dir={tmp_path}', ok=False)
+    assert 'holds a README.md and no log.csv' in done.stderr
+    assert (tmp_path / 'README.md').read_text() == 'mine'
+
+
+def test_a_model_that_is_fine_tuned_keeps_its_context(monkeypatch):
+    base = SimpleNamespace(config=Config(65, chunk_size=512))
+    monkeypatch.setattr('parts.folder.base_model', lambda *words: (base, {}))
+    settings = SimpleNamespace(**{**vars(train.settings), 'given': set()})
+    assert train.fine_tune(settings, {})[0].chunk_size == 512
+    settings = SimpleNamespace(**{**vars(settings), 'given': {'chunk_size'}})
+    assert train.fine_tune(settings, {})[0].chunk_size == 256
 
 
 def test_old_flags_are_accepted_in_both_forms(demo, tmp_path):

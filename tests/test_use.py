@@ -124,6 +124,18 @@ def test_a_long_text_is_read_as_far_as_asked(models, tmp_path):
     flags = [f'--model_path={models / "manual"}', f'--data_dir={tmp_path}']
     score, = scores(*flags, '--n_tokens=0.001')
     assert 990 <= score['tokens'] <= 1002
+    (tmp_path / 'validation.txt').write_text('-\t\n1\t점심에\n', 'utf-8')       # by hand
+    assert scores(*flags, '--n_tokens=0.000001')[0]['reviews'] == 1
+
+
+def test_the_floor_of_other_texts_is_not_shown(demo, models, tmp_path):
+    data = tmp_path / 'data'
+    shutil.copytree(demo, data)
+    flags = [f'--model_path={models / "decoder"}', f'--data_dir={data}', '--n_tokens=0.001']
+    assert 'above_floor' in scores(*flags)[0]
+    text = data / 'validation.txt'
+    text.write_text(text.read_text('utf-8').replace('점심', '저녁'), 'utf-8')
+    assert 'above_floor' not in scores(*flags)[0]
 
 
 def test_data_that_were_moved_are_asked_for(models, tmp_path):
@@ -181,6 +193,19 @@ def test_a_person_s_own_sentences_are_rated(models):
         assert words == f'{NAMES[best]:9} {share:4.0%}   {line}'
         assert (one['text'], one['rating']) == (line, int(best))
         assert one['probability'] == pytest.approx(share.item())
+
+
+def test_a_character_that_was_never_seen_pays_in_a_sentence_too(models, tmp_path):
+    folder = tmp_path / 'model'
+    shutil.copytree(models / 'manual', folder)
+    edit(folder / 'meta.json', ratings=[])                    # so it says bits
+    said = run('eval.py', f'--model_path={folder}', '--json=true', '--text=점심에 龍').stdout
+    model, vocabulary = open_folder(folder)
+    row = [vocabulary.eos, vocabulary.start_ids[-1], *vocabulary.encode(['점심에 龍'])[0],
+           vocabulary.eos]
+    nats = surprise(model, [row])[0][0][1:-1].sum().item()
+    wanted = (nats / math.log(2) + math.log2(1112064)) / 5
+    assert json.loads(said)['bits_per_char'] == pytest.approx(wanted, rel=1e-4)
 
 
 def coloured(model, text):
@@ -319,6 +344,8 @@ def test_every_prompt_works(models):
 def test_a_character_that_is_not_in_the_vocabulary_is_written_as_one(models):
     text, = write(models / 'manual', '--prompt=漢 점심', '--max_token=3', '--rating=2')
     assert text.startswith('� 점심')
+    text, = write(models / 'manual', '--prompt=' + 30 * '漢', '--max_token=3', '--rating=2')
+    assert text.startswith(30 * '�')
 
 
 def test_a_text_of_several_lines_is_written_and_begun_with_them(models, tmp_path):
@@ -414,6 +441,7 @@ def test_flags_that_agree_are_fine_and_others_refused(demo, models):
     ('sample.py', '--model_path=nowhere', 'no config.json'),
     ('sample.py', '--device=cuda:7', NO_SUCH_GPU),
     ('eval.py', '--batch_size=0', 'batch_size takes 1 or more'),
+    ('eval.py', '--model_path=a,b --text=좋아요', 'one model reads --text='),
     ('eval.py', '--n_tokens=-1', 'n_tokens 0 or more'),
     ('eval.py', '--data_dir=nowhere', 'nowhere has no validation.txt'),
     ('eval.py', "--dtype=int8", "dtype='int8'"),
@@ -421,7 +449,7 @@ def test_flags_that_agree_are_fine_and_others_refused(demo, models):
 def test_a_mistake_is_one_sentence(models, script, flag, told):
     more = ['--prompt='] if script == 'sample.py' else []
     path = f'--model_path={models / "decoder"}'
-    assert told in run(script, path, *more, flag, ok=False).stderr
+    assert told in run(script, path, *more, *flag.split(), ok=False).stderr
 
 
 @pytest.mark.parametrize('script, flags', [('sample.py', []), ('eval.py', ['--text=-'])])
@@ -432,6 +460,16 @@ def test_input_that_is_not_utf8_is_one_sentence(script, flags, models):
     assert done.stderr.decode() == f'{script}: the input is not UTF-8\n'
 
 
+def test_a_table_for_nobody_is_no_failure(models):
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = [sys.executable, str(ROOT / 'eval.py'), f'--model_path={models / "ffn"}',
+             '--n_tokens=0.001']
+    done = subprocess.run(words, stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b'')
+
+
 def test_the_newest_model_is_taken_and_named(models, tmp_path):
     (tmp_path / 'out').symlink_to(models)
     flags = {'sample.py': ['--prompt=', '--max_token=3'], 'eval.py': ['--n_tokens=0.001']}
@@ -439,6 +477,10 @@ def test_the_newest_model_is_taken_and_named(models, tmp_path):
         done = run(script, *flags[script], cwd=tmp_path)
         assert done.stderr.strip() == 'out/manual, the newest'
         assert done.stdout
+    (tmp_path / 'disk/out').mkdir(parents=True)
+    (tmp_path / 'disk/out/mine').symlink_to(models / 'ffn')
+    done = run('sample.py', '--prompt=', '--max_token=3', cwd=tmp_path / 'disk')
+    assert done.stderr.strip() == 'out/mine, the newest'
     (tmp_path / 'empty').mkdir()
     nothing = run('sample.py', '--prompt=', cwd=tmp_path / 'empty', ok=False).stderr
     assert 'no trained model under out/' in nothing

@@ -4,7 +4,7 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from parts.corpus import escape
 from parts.errors import UserError
@@ -40,12 +40,15 @@ def pieces(train_txt):
     return SentencePiece.train(train_txt, vocab_size=400)
 
 
-def hub_tokenizer(words):
+WORDS = pre_tokenizers.Whitespace()
+
+
+def hub_tokenizer(words, split=WORDS):
     """A tokenizer of whole words, which knows these alone."""
     names = [*CONTROL_TOKENS, '<unk>', *words]
     ids = {name: n for n, name in enumerate(names)}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token='<unk>'))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.pre_tokenizer = split
     tokenizer.add_special_tokens(CONTROL_TOKENS)
     return HubTokenizer(tokenizer.to_str().encode())
 
@@ -85,6 +88,10 @@ def test_hidden_characters_are_counted(train_txt, pieces):
         assert vocabulary.n_unseen(text, ids) == n_unseen
     longer = '강 용용 강'                                      # one <unk> for a word of two
     assert words.n_unseen(longer, words.encode([longer])[0]) == 2
+    lines = '강\n강\t강'                                       # what is left out, and what is <unk>
+    letters = hub_tokenizer(['강'], pre_tokenizers.Split(Regex('(?m).'), 'isolated'))
+    assert words.n_unseen(lines, words.encode([lines])[0]) == 0
+    assert letters.n_unseen(lines, letters.encode([lines])[0]) == 2
 
 
 # --- what other people write ---
