@@ -6,11 +6,11 @@
 'dial' leaves all to train.py. A shape, layers x width, is given, and the clock then chooses how
 long it trains. Each run is a line of the results; the picture has a panel for each text and time.
 """
-import csv
 import json
 import tempfile
 from pathlib import Path
 
+from bench._runs import keep_run, read_runs
 from bench.nanogpt_score import run_train
 from configurator import configure
 from parts.checkpoint import read_log
@@ -26,30 +26,16 @@ draw = ''                      # draw the results into this file, and train noth
 configure(globals())
 
 ROOT = Path(__file__).resolve().parent.parent
-COLUMNS = ['text', 'minutes', 'by', 'n_layers', 'd_model', 'tokens', 'seconds', 'bits_per_char']
 
 
 def main():
-    rows = read_results()
     if draw:
-        draw_results(rows)
+        draw_results(read_runs(results))
         return
-    Path(results).parent.mkdir(parents=True, exist_ok=True)
     for shape in shapes.split(','):
-        rows.append(train(shape))
-        print('  '.join(str(rows[-1][name]) for name in COLUMNS), flush=True)
-        with open(results, 'w', encoding='utf-8', newline='') as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
-
-
-def read_results():
-    """The runs so far, [{column: text}]."""
-    if not Path(results).exists():
-        return []
-    with open(results, encoding='utf-8') as file:
-        return list(csv.DictReader(file))
+        row = train(shape)
+        print('  '.join(map(str, row.values())), flush=True)
+        keep_run(results, row)
 
 
 def train(shape):

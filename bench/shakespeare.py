@@ -2,12 +2,13 @@
 
     python prepare.py --source=shakespeare
     python -m bench.shakespeare --nanogpt=../nanoGPT
+    python -m bench.shakespeare --draw=assets/shakespeare.svg
 
 nanoGPT, a checkout that is copied and not changed, trains as its README says for a CPU, then this
 project with each config file and seed. Seconds are of the whole command: loading, compiling,
 validation and saving are in them. The score is nats per character on the last tenth of the text.
 Each model reads it in windows as long as its context, and each character, but for those of the
-first half window, has half a window or more before it.
+first half window, has half a window or more before it. Runs are kept in a file, and drawn from it.
 """
 import pickle
 import shutil
@@ -17,6 +18,7 @@ from types import SimpleNamespace
 
 import torch
 
+from bench._runs import keep_run, read_runs
 from bench.nanogpt_score import copy_nanogpt, load_nanogpt, run_python, run_train, surprise
 from configurator import configure
 from parts.corpus import read_split
@@ -29,6 +31,8 @@ data_dir = 'data/shakespeare'      # what prepare.py wrote
 configs = 'config/shakespeare_small.py,config/shakespeare.py'
 seeds = 3                          # runs of each config file
 flags = ''                         # more of train.py's, as --dtype=float32
+results = 'out/shakespeare.csv'    # where the runs are kept
+draw = ''                          # draw them into this file, and train nothing
 configure(globals())
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,7 +42,13 @@ RECIPE = ('config/train_shakespeare_char.py --device=cpu --compile=False --eval_
           '--max_iters=2000 --lr_decay_iters=2000 --dropout=0.0')
 
 
+GPU_RECIPE = 1.4697                # of nanoGPT's README: 'a best validation loss'
+
+
 def main():
+    if draw:
+        draw_runs(read_runs(results))
+        return
     folder = Path(data_dir)
     if not (folder / 'manual/meta.json').exists():
         raise UserError(f'{folder} has no manual/meta.json; python prepare.py --source=shakespeare')
@@ -89,6 +99,30 @@ class WithLoss:
 def print_row(name, seconds, model, ids):
     nats = surprise(model, torch.tensor(ids)) / (len(ids) - 1)
     print(f'{name:32}  {model.config.block_size:7}  {seconds:7.0f}  {nats:.4f}', flush=True)
+    keep_run(results, {'name': name, 'context': model.config.block_size, 'seconds': round(seconds),
+                       'nats_per_char': round(nats, 4)})
+
+
+def draw_runs(rows):
+    """Nats per character against the seconds of the whole command."""
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(7, 3), layout='constrained')
+    axes = figure.subplots()
+    groups = {}  # all seeds of a config file are one group
+    for row in rows:
+        name = f'{row["name"].split(", seed")[0]}, {row["context"]} characters of context'
+        groups.setdefault(name, []).append((float(row['seconds']), float(row['nats_per_char'])))
+    for name, points in groups.items():
+        axes.plot(*zip(*points), 'o', label=name)
+    axes.axhline(GPU_RECIPE, color='gray', ls='--', lw=1,
+                 label="nanoGPT's README: its GPU recipe, some three minutes on an A100")
+    axes.set_xscale('log')
+    axes.set_xticks([30, 60, 120, 300, 600], ['30 s', '1 min', '2 min', '5 min', '10 min'])
+    axes.minorticks_off()
+    axes.set(xlabel='the whole command', ylabel='nats per character')
+    axes.legend(fontsize=8)
+    axes.spines[['top', 'right']].set_visible(False)
+    figure.savefig(draw)
 
 
 if __name__ == '__main__':

@@ -7,7 +7,6 @@ Up: AdamW, small random weights, rows cut anywhere and read as one text; then on
 other is added. Down: all ideas but one. Each run has the same shape, the same number of tokens and
 the same rows a step. Runs are kept in a file, and those that it holds are not made again.
 """
-import csv
 import json
 import math
 import os
@@ -16,6 +15,7 @@ import re
 import tempfile
 from pathlib import Path
 
+from bench._runs import keep_run, read_runs
 from bench.nanogpt_score import copy_nanogpt, run_python, score
 from configurator import configure
 from parts.checkpoint import read_log
@@ -49,11 +49,9 @@ IDEAS = {
 }
 FIRST = "nanoGPT's ideas, here"
 RUN = f'{Path(data_dir).name}, {n_layers}x{d_model}, {nhead} heads, {batch_size} rows, {n_tokens}M'
-COLUMNS = ['run', 'name', 'seed', 'lr', 'bits_per_char', 'seconds', 'curve']
 
 
 def main():
-    Path(results).parent.mkdir(parents=True, exist_ok=True)
     if draw:
         draw_stairs(read_results())
         return
@@ -95,22 +93,14 @@ def climb(name, missing, seed, adamw_rates):
 def keep(name, seed, lr, curve):
     """Append a run to the results, and say it. curve: [(seconds of training, bits), …]."""
     seconds, bits = curve[-1]
-    is_new = not Path(results).exists()
-    with open(results, 'a', encoding='utf-8', newline='') as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        if is_new:
-            writer.writeheader()
-        writer.writerow({'run': RUN, 'name': name, 'seed': seed, 'lr': lr, 'bits_per_char': bits,
-                         'seconds': seconds, 'curve': json.dumps(curve)})
+    keep_run(results, {'run': RUN, 'name': name, 'seed': seed, 'lr': lr, 'bits_per_char': bits,
+                       'seconds': seconds, 'curve': json.dumps(curve)})
     print(f'{name:36}  seed {seed}  lr {lr}  {bits:.4f} bits/char  {seconds:.0f} s', flush=True)
 
 
 def read_results():
     """The runs so far, [{column: value}]."""
-    if not Path(results).exists():
-        return []
-    with open(results, encoding='utf-8') as file:
-        rows = list(csv.DictReader(file))
+    rows = read_runs(results)
     if not draw and any(row['run'] != RUN for row in rows):
         raise UserError(f'{results} holds runs of {rows[0]["run"]}; name another --results')
     for row in rows:

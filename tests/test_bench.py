@@ -48,7 +48,7 @@ def bench(name, *flags, ok=True, paths=(), timeout=240):
     return done.stdout if ok else done.stderr
 
 
-@pytest.mark.parametrize('path', sorted(ROOT.glob('bench/*.py')), ids=lambda path: path.stem)
+@pytest.mark.parametrize('path', sorted(ROOT.glob('bench/[!_]*.py')), ids=lambda path: path.stem)
 def test_a_script_opens_with_its_command(path):
     assert f'python -m bench.{path.stem} ' in ast.get_docstring(ast.parse(path.read_text('utf-8')))
 
@@ -181,6 +181,21 @@ def test_the_dial_is_tried_and_kept(demo, tmp_path):
     assert re.match(r'\S+  0.3  hand  2  64  ', said)
     kept = (tmp_path / 'runs.csv').read_text().splitlines()
     assert [line.split(',')[2] for line in kept] == ['by', 'dial', 'hand']
+
+
+PLAYS = '''name,context,seconds,nats_per_char
+nanoGPT,64,177,1.9
+"config/small.py, seed 0",64,44,1.8
+"config/small.py, seed 1",64,43,1.7
+'''
+
+
+def test_the_plays_are_drawn(tmp_path):
+    (tmp_path / 'runs.csv').write_text(PLAYS)
+    bench('shakespeare', f'--results={tmp_path}/runs.csv', f'--draw={tmp_path}/plays.svg')
+    drawn = (tmp_path / 'plays.svg').read_text('utf-8')
+    assert drawn.count('<!-- config/small.py, 64 characters') == 1
+    assert '<!-- nanoGPT, 64 characters' in drawn
 
 
 # --- the staircase ---

@@ -1,0 +1,23 @@
+"""What the benches measured: a CSV file with a line for each run."""
+import csv
+from pathlib import Path
+
+
+def keep_run(path, run):
+    """Append a run, {column: value}; the first one writes the names of the columns, too."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    is_new = not path.exists()
+    with open(path, 'a', encoding='utf-8', newline='') as file:
+        writer = csv.DictWriter(file, run)
+        if is_new:
+            writer.writeheader()
+        writer.writerow(run)
+
+
+def read_runs(path):
+    """[{column: text}], the oldest first; [] where there is no such file."""
+    if not Path(path).exists():
+        return []
+    with open(path, encoding='utf-8') as file:
+        return list(csv.DictReader(file))
