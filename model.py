@@ -113,8 +113,7 @@ class Attention(nn.Module):
         q, k = rotate(q, *rope), rotate(k, *rope)
         if cache is not None:
             k, v = cache.add(k, v)                                    # (B, H, tokens seen, D)
-        # while writing (no mask) and on CUDA: torch's kernel; elsewhere, in training, the same is
-        # faster when it is written out
+        # torch's kernel on CUDA and where nothing is masked; else the same is faster written out
         if mask is None or q.is_cuda:
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         else:
@@ -172,11 +171,10 @@ class Model(nn.Module):
         ratings (B, T): n where the model is asked for the rating rating_ids[n], else -1. Only the
         ids of rating_ids (R,) compete there.
         """
-        x = self.model.norm(self.hidden(idx))                 # (B, T, C)
-        logits = self.lm_head(x)                              # (B, T, V)
         if targets is None:
-            return logits
-        token_loss = summed_loss(logits, targets)
+            return self.logits(self.hidden(idx))
+        x = self.model.norm(self.hidden(idx))                 # (B, T, C)
+        token_loss = summed_loss(self.lm_head(x), targets)
         if ratings is None:
             return token_loss, torch.zeros_like(token_loss)
         # logits[..., rating_ids], but its backward pass would fill another (B, T, V) with zeros

@@ -67,7 +67,7 @@ from parts.vocabulary import VOCABULARIES, printable, vocabulary_files
 # --- data ---
 data_dir = 'data/kr3'  # what prepare.py wrote
 out_dir = 'out/kr3'    # where the model folder, the state and the log go
-mode = 'tokenizer'     # which of data_dir's vocabularies: tokenizer or manual
+mode = 'tokenizer'     # vocabulary of data_dir: tokenizer (sub-words) or manual (characters)
 init_from = 'scratch'  # scratch; resume; auto: resume where there is a run; a folder or Hub name
 # --- model ---
 arch = 'decoder'       # decoder: attention; ffn: an MLP over the last `window` tokens
@@ -79,7 +79,7 @@ window = 8             # ffn: how many tokens it reads
 chunk_size = 256       # longest row in tokens, and how far attention looks back
 dropout = 0.0          # share of activations dropped in training; 0.1 where data is repeated often
 # --- optimizer ---
-batch_size = 16        # rows of chunk_size in a step of all processes; short texts: more, shorter
+batch_size = 16        # a step, of all processes, reads batch_size * chunk_size tokens
 micro_batch = 0        # rows that a process computes at once; fewer save memory (0: all of them)
 epochs = 1             # passes over the data
 n_tokens = 0.0         # million tokens per epoch, each time another random part (0: all there are)
@@ -205,7 +205,7 @@ def main():
         batch = data.batch(step)
         for first in range(0, data.rows_per_rank, micro_rows):
             end = first + micro_rows
-            if world_size > 1:  # the processes add up their gradients once a step, at its end
+            if world_size > 1:  # the processes exchange gradients once a step, at its end
                 network.require_backward_grad_sync = end == data.rows_per_rank
             x, y, ratings = batch.rows(first, end, device)    # (B, T) each
             with autocast:  # (texts without ratings: ratings is -1, and rating_loss 0)
@@ -221,7 +221,7 @@ def main():
         torch.nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP)
         scaler.step(optimizer)  # float16: left out where a gradient has overflown
         scaler.update()
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         step += 1
 
         # --- stop? All processes after the same step ---
@@ -453,7 +453,7 @@ def time_steps(run, meta, flops, dtype, device):
             for _ in range(data.rows_per_rank // micro_rows):
                 trial_loss(network, batch, micro_rows, rating_ids, dtype, device).backward()
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
         synchronize()
         return time.perf_counter() - start
 
@@ -573,7 +573,7 @@ def make_network(model, batch, rating_ids, micro_rows, dtype, compiled, device):
     # After its first pass DDP arranges its buffers anew, and sums over several processes may then
     # differ in the last bit. So every run makes that pass before its first step, resumed or not.
     trial(network, micro_rows).backward()
-    model.zero_grad(set_to_none=True)
+    model.zero_grad()
     return network, dtype, compiled
 
 

@@ -28,7 +28,7 @@ from parts.scoring import BITS_OF_UNSEEN
 SHARD_TOKENS = 2 ** 20       # tokens in a shard, about: a million
 MOST_GROUPS = 2 ** 20        # more texts than this are shuffled in groups
 LONG = 4                     # a text of more rows than this is cut anew in every epoch
-MOST_SPREAD = 16             # how much longer than needed the stretch may be: see pack_shard
+MOST_SPREAD = 16             # of long texts, a shard draws from up to so many times its tokens
 CHECKED_BYTES = 2 ** 28      # a larger file is not read at the start to find damage
 
 
@@ -119,7 +119,7 @@ class Data:
         # the same in all shards of an epoch:
         rng = np.random.default_rng((self.seed, epoch))
         order = rng.permutation(len(self.group_lengths))      # of the texts
-        begin = rng.integers(len(self.tokens))                # where in the queue the epoch begins
+        begin = rng.integers(len(self.tokens))                # (a novel is a queue of one text)
         first_cut = rng.integers(2, self.row_length + 1)      # how long a long text's first row is
 
         first_step = shard * self.steps_per_shard
@@ -330,8 +330,9 @@ def row_length(lengths, T):
 def hide_ratings(x, y, asks, eos, rating_ids, unrated_id):
     """In the rows marked in `asks`, ask for the rating at the end, do not tell it at the start.
 
-        x   </s> <pos> it  was good        y   <pos> it  was good </s>       ratings   -  -  -  -  -
-        x   </s> <s>   it  was good        y   <pos> it  was good </s>       ratings   -  -  -  -  1
+        asks   x                              y                              ratings
+        no     </s> <pos> it  was good        <pos> it  was good </s>        -  -  -  -  -
+        yes    </s> <s>   it  was good        <pos> it  was good </s>        -  -  -  -  1
 
     x and y (B, T), asks (B,) bool. rating_ids: the start tokens of the ratings 0, 1, 2.
     Returns (x with `<s>` in place of the ratings, ratings (B, T)); ratings is -1 where none is

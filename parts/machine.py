@@ -369,7 +369,7 @@ def compile_and_check(model, plain_loss, compiled_loss, dtype, device):
         return True, dtype
     print0(f'not compiled: {problem or "another process could not"}')
     model._compiled_call_impl = None
-    model.zero_grad(set_to_none=True)  # of a pass that failed midway
+    model.zero_grad()  # of a pass that failed midway
     torch._dynamo.reset()
     finite = all(g.isfinite().all() for g in plain.values())
     if on_any_rank(not finite, device):

@@ -49,7 +49,8 @@ class MuonAdamW(torch.optim.Optimizer):
     def muon(self, group):
         """Momentum, then the nearest orthogonal matrix in place of the gradient, so that all
         directions of the update get steps of one size (Jordan et al. 2024,
-        kellerjordan.github.io/posts/muon). All matrices of the group are one stack.
+        kellerjordan.github.io/posts/muon). A raw gradient is mostly a few strong directions; so the
+        faint ones are learned, too.
         """
         params = group['params']
         gradients = torch.stack([p.grad for p in params])     # (N, rows, columns)
@@ -87,8 +88,8 @@ def orthogonalize(x, dtype):
     """x (N, rows, columns) = U S Vᵀ → U S' Vᵀ, where S' is between 0.73 and 1.27 for all directions
     but the faintest, below a hundredth of the norm.
 
-    With S' = 1 it would be the orthogonal matrix that is nearest to x. Newton's and Schulz's
-    iteration finds it by multiplications alone.
+    With S' = 1 it would be the orthogonal matrix that is nearest to x. Polynomials of x come near
+    it by multiplications alone.
     """
     tall = x.shape[1] > x.shape[2]
     if tall:
