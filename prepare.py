@@ -22,10 +22,9 @@ from pathlib import Path
 import numpy as np
 
 from configurator import configure
-from parts.checkpoint import lock_folder, read_json, to_json
+from parts.checkpoint import lock_folder, to_json
 from parts.corpus import (
     KNOWN_SOURCES,
-    LICENCES,
     RATINGS,
     SIDES,
     Labels,
@@ -35,7 +34,6 @@ from parts.corpus import (
     encode_file,
     find_source,
     finish_renames,
-    is_repository,
     new_files,
     read_texts_meta,
     refuse_to_overwrite,
@@ -306,24 +304,14 @@ def vocabulary_meta(vocab, texts):
     meta |= read_texts_meta(texts)
     meta.pop('files', None)  # those that lie beside the texts
     meta |= texts_meta(texts)  # the bins know the texts that they were made of
-    if licence := vocabulary_licence():
-        meta['vocabulary_licence'] = licence
+    if vocab.licence:
+        meta['vocabulary_licence'] = vocab.licence
     meta['versions'] = {
         'numpy': np.__version__,
         'sentencepiece': sentencepiece.__version__,
         'tokenizers': tokenizers.__version__,
     }
     return meta
-
-
-def vocabulary_licence():
-    """That of the vocabulary which --model_name= names, '' where it is not known."""
-    path = user_path(model_name) / 'meta.json'
-    if model_name and path.exists():
-        licence = read_json(path).get('vocabulary_licence', '')
-        return licence if isinstance(licence, str) and licence.isprintable() else ''
-    repository = model_name.partition('@')[0]
-    return LICENCES.get(repository, '') if is_repository(repository) else ''
 
 
 def tokenizer_config(vocab, tokenizer):

@@ -801,8 +801,7 @@ def read_texts_meta(folder):
             # what is no text, or moves the cursor of a terminal, is not printed
             if type(value) is not kind or kind is str and not value.isprintable():
                 raise UserError(f'{path}: {name} of a source cannot be {shortened(value)}')
-    if changed_validation(folder, meta):
-        meta.pop('floor_bits_per_char', None)                 # it was that of other texts
+    drop_other_floor(folder, meta)
     return meta
 
 
@@ -853,9 +852,11 @@ def changed_text(folder, meta, most_bytes=1 << 27):
     return None
 
 
-def changed_validation(folder, meta):
-    """Whether validation.txt in a folder is not the one that a meta.json tells of."""
-    return changed_text(folder, {name: value for name, value in meta.items() if 'val_' in name})
+def drop_other_floor(folder, meta):
+    """Take the floor out of a meta.json that tells of another validation.txt than the folder's."""
+    val = {name: value for name, value in meta.items() if name.startswith('val_')}
+    if 'floor_bits_per_char' in meta and changed_text(folder, val):
+        del meta['floor_bits_per_char']
 
 
 # --- what is not ours ---
@@ -965,8 +966,7 @@ def clean_copy(texts, folder, unit):
                 report.n_texts[side] += 1
                 file.write(text_line(rating, text))
             meta |= file.meta(side)
-        if changed_validation(texts, meta):
-            meta.pop('floor_bits_per_char', None)             # it was that of other texts
+        drop_other_floor(texts, meta)
         meta.setdefault('sources', [report.meta()])
         files = other_files(folder, text_names([]))
         create('meta.json').write(to_json(meta | {'unit': unit, 'files': files}))

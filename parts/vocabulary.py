@@ -31,7 +31,9 @@ class Vocabulary:
     banned       ids that are never written inside a text
     file         the name of the vocabulary's file
     content      the bytes of that file
+    licence      of one that was not learned here, '' where it is not known
     """
+    licence = ''
 
     def set_control_ids(self, control_ids, unknown_ids):
         """control_ids: those of CONTROL_TOKENS. unknown_ids: ids that stand for no text at all."""
@@ -337,14 +339,19 @@ VOCABULARIES = {vocabulary.file: vocabulary
 def load_vocabulary(folder):
     """The vocabulary of a <mode> folder of prepare.py's or of a model folder. Raises UserError."""
     folder = Path(folder)
-    file = read_json(folder / 'meta.json').get('vocabulary')
+    meta = read_json(folder / 'meta.json')
+    file = meta.get('vocabulary')
     if not isinstance(file, str) or file not in VOCABULARIES:  # no other name becomes a path
         raise UserError(f'{folder} has no vocabulary that can be read: meta.json calls it {file!r}')
     try:
-        return VOCABULARIES[file]((folder / file).read_bytes())
+        vocabulary = VOCABULARIES[file]((folder / file).read_bytes())
     except (OSError, ValueError, LookupError, TypeError, RuntimeError, UserError) as error:
         raise UserError(f'{folder} has no vocabulary that can be read '
                         f'({type(error).__name__}: {error})') from None
+    licence = meta.get('vocabulary_licence')
+    if isinstance(licence, str) and licence.isprintable():    # somebody else may have written it
+        vocabulary.licence = licence
+    return vocabulary
 
 
 def vocabulary_files(folder):
@@ -371,18 +378,22 @@ def find_vocabulary(model_name, revision=None):
     if (path / 'meta.json').exists():
         return load_vocabulary(path)
     file = path / 'tokenizer.json' if path.is_dir() else path
+    licence = ''
     if not file.exists():
         repository, _, named_revision = model_name.partition('@')
         if path.is_dir() or not is_repository(repository):
             raise UserError(f"model_name='{model_name}' is no tokenizer.json, folder with a "
                             f'vocabulary, or Hub repository (owner/name)')
         file = hub_file(repository, 'tokenizer.json', named_revision or revision)
+        licence = LICENCES.get(repository, '')
         print0(f'{model_name}: commit {file.parent.name[:7]}; '
-               f'licence: {LICENCES.get(repository, "see its page on the Hub")}')
+               f'licence: {licence or "see its page on the Hub"}')
     try:
-        return HubTokenizer(file.read_bytes())
+        vocabulary = HubTokenizer(file.read_bytes())
     except (OSError, UserError) as error:
         raise UserError(f'{file}: {error}') from None
+    vocabulary.licence = licence
+    return vocabulary
 
 
 # --- on a terminal ---
