@@ -6,7 +6,8 @@
     python eval.py --text="국물이 끝내줘요"                rate a sentence, coloured by surprise
     python eval.py --text=-                            rate every piped line
 
-    validation.txt → the vocabulary of the model → each text alone → -log P of every token
+    validation.txt → the vocabulary of the model → each text alone, a long one in pieces of
+    chunk_size → -log P of every token
 
 Perplexity compares models of one vocabulary. Bits per character compare any two, for a character is
 a character to both. They pay for all that the model has to say: the rating, the text, and the
@@ -35,7 +36,7 @@ from configurator import configure
 from parts.corpus import RATING_NAMES, check_texts, cleaner, read_split, read_texts_meta
 from parts.folder import MODEL_FLAGS, find_model_folder, open_model
 from parts.machine import explain_failures, keep_freed_memory, select_device, select_dtype
-from parts.pictures import colour_by_surprise, draw_ladder, draw_scaling
+from parts.pictures import colour_by_surprise, draw_ladder
 from parts.scoring import BITS_OF_UNSEEN, rating_log_probs, sentiment, surprise
 from parts.vocabulary import printable
 
@@ -46,7 +47,7 @@ text = ''                  # rate this sentence instead (-: every line of the st
 json = False               # print one JSON object for each model, or sentence, instead
 batch_size = 16            # rows of chunk_size tokens read at once; on a GPU more is faster
 device = 'auto'            # cuda, mps, cpu, or auto: the first of them that is there
-dtype = 'float32'          # the same figures on every machine; bfloat16, float16, auto: faster
+dtype = 'float32'          # the same digits on every machine; bfloat16, float16, auto: faster
 settings = configure(globals(), also=MODEL_FLAGS)
 
 NEGATIVE = RATING_NAMES[0][0]
@@ -65,7 +66,7 @@ def main():
     if not settings.model_path:
         print(f'{folders[0]}, the newest', file=sys.stderr)
     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-    with explain_failures(smaller='--batch_size'), autocast:
+    with explain_failures(advice='take a smaller --batch_size'), autocast:
         if settings.text:
             rate_sentences(folders[0], device)
         else:
@@ -96,11 +97,9 @@ def compare_models(folders, device):
     if settings.json:
         return
     print_scores(rows)
-    ladder, scaling = Path('out/ladder.png'), Path('out/scaling.png')
+    ladder = Path('out/ladder.png')
     if draw_ladder(rows, ladder):
         print(f'\n{ladder}: the same as a picture')
-    if draw_scaling(rows, scaling):
-        print(f'{scaling}: quality against cost')
 
 
 def find_data(model_folder, meta):
@@ -167,13 +166,10 @@ def score(model, vocabulary, ratings, texts):
         'reviews': len(texts),
     }
 
-    rated, own_nats = [], []                                  # the negative and positive texts
-    for (rating, _), ids, (nats, _) in zip(texts, encoded, surprises):
-        if rating in (0, 1):
-            rated.append((rating, ids))
-            own_nats.append(nats)
+    # the negative and positive texts
+    rated = [(rating, ids) for (rating, _), ids in zip(texts, encoded) if rating in (0, 1)]
     if {0, 1} <= set(ratings) and len({rating for rating, _ in rated}) == 2:
-        scores |= sentiment(model, vocabulary.rating_ids, rated, own_nats, batch_tokens)
+        scores |= sentiment(model, vocabulary.rating_ids, rated, batch_tokens)
     return scores
 
 

@@ -80,7 +80,7 @@ def rotate(x, cos, sin):
     (B, H, T, D)
 
     Pair i of every head, its coordinates i and i + D/2, is turned by an angle that grows with the
-    position. What a query times a key says of positions is then their distance and nothing else.
+    position. A query times a key then depends on positions only through their distance.
     """
     left, right = x.chunk(2, dim=-1)
     return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1)

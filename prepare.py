@@ -66,7 +66,7 @@ output_dir = ''       # where to write ('': data/<source>)
 data_dir = ''         # with train.txt and validation.txt: only make ids of them ('': from source)
 val_ratio = 0.1       # share of the texts, or of each file with --unit=file, kept for validation
 chunk_size = 256      # only to report how many texts fit whole into a row of so many tokens
-batch_size = 5000     # texts to encode at a time: more is faster and takes more memory
+batch_size = 5000     # texts to encode at a time, fewer long ones; more take more memory
 settings = configure(globals())
 
 MOST_IDS = 65536  # what uint16 can tell apart
@@ -88,15 +88,15 @@ def main():
         folder, reports = take_texts() if data_dir else make_texts()
         if vocab is None:
             vocab = train_vocabulary(folder / 'train.txt')
-        print_size(vocab)
-        write_tokens(vocab, folder, folder / mode)
+        sizes = [size_line(vocab), *write_tokens(vocab, folder, folder / mode)]
     except OSError as error:  # no space left, no permission, a file where a folder should be
         raise UserError(error) from None
     except KeyboardInterrupt:
         raise UserError('interrupted; each file is still whole') from None
     for report in reports:
-        for line in report.lines():
-            print0(line)
+        sizes += report.lines()
+    for line in sizes:
+        print0(line)
     print0(f'ready: python train.py {training_flags(folder)}')
 
 
@@ -127,6 +127,11 @@ def check_settings():
         raise UserError(f'vocab_size={vocab_size}: it takes 300 to {MOST_IDS}')
     if min(batch_size, n_reviews) < 1:
         raise UserError('batch_size and n_reviews take 1 or more')
+    for name in ('source', 'text_column', 'rating_column', 'ratings', 'encoding', 'val_ratio',
+                 'n_reviews', 'seed'):
+        if data_dir and name in settings.given:
+            raise UserError(f'{name} is for texts that are still to be split; --data_dir= only '
+                            'makes ids of those that are there, so leave one of the two out')
 
 
 def name_sources():
@@ -235,17 +240,18 @@ def train_vocabulary(path):
     return SentencePiece.train(path, vocab_size)
 
 
-def print_size(vocab):
+def size_line(vocab):
     learned = mode == 'tokenizer' and not model_name
     short = learned and vocab.size < vocab_size
     more = f', all that the text can fill of {vocab_size:,}' if short else ''
-    print0(f'vocabulary: {vocab.size:,} ids{more}')
+    return f'vocabulary: {vocab.size:,} ids{more}'
 
 
 # --- the stream ---
 
 def write_tokens(vocab, texts, folder):
     """Write train.bin, val.bin and all that a reader of them needs: all of these files or none.
+    Returns what is to be said of them.
 
     Transformers is such a reader: it takes tokenizer.json and tokenizer_config.json.
     """
@@ -256,32 +262,43 @@ def write_tokens(vocab, texts, folder):
         vocab.file: vocab.content,
     }
     meta = vocabulary_meta(vocab, texts)
+    said = []
     with new_files(folder) as create:
         for name, there in content.items():
             create(name).write(there)
         for side, text in SIDES.items():
             stream = StreamWriter(create(f'{side}.bin'), create(f'{side}_offsets.bin'))
-            side_meta = write_side(vocab, texts / text, stream, meta.get('unit', unit))
+            side_meta, line = write_side(vocab, texts / text, stream, meta.get('unit', unit))
+            said.append(line)
             meta |= {f'{side}_{name}': value for name, value in side_meta.items()}
+        if not meta['sources']:  # texts that somebody split and put there
+            meta['sources'] = [{'name': source_name(texts), 'licence': "the file's own",
+                                'train_reviews': meta['train_reviews'],
+                                'val_reviews': meta['val_reviews']}]
         create('meta.json').write(to_json(meta))
+    return said
 
 
 def write_side(vocab, path, stream, its_unit):
-    """Encode train.txt or validation.txt into the stream. Returns its part of meta.json."""
-    n_chars, n_fitting = encode_file(vocab, path, stream, batch_size, chunk_size)
+    """Encode train.txt or validation.txt into the stream. Returns (its part of meta.json, what is
+    to be said of it).
+    """
+    n_chars, n_fitting, n_unknown = encode_file(vocab, path, stream, batch_size, chunk_size)
     n_pieces = max(1, stream.n_ids - 2 * stream.n_texts - 1)
     line = f'{path}: {stream.n_ids:,} tokens, {n_chars / n_pieces:.3f} characters each'
     if its_unit != 'file':
         fitting = f'{n_fitting / stream.n_texts:.1%}'
         line += f'; {fitting} of the texts fit whole into a row of {chunk_size}'
-    print0(line)
-    return {
+    if n_unknown:
+        line += f'; {n_unknown:,} of the tokens are <unk>: characters that it lacks'
+    side_meta = {
         'reviews': stream.n_texts,
         'tokens': stream.n_ids,
         'chars': n_chars,
         'largest_id': stream.largest_id,
         'crc32': stream.crc32,
     }
+    return side_meta, line
 
 
 # --- what is told of it ---

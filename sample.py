@@ -12,6 +12,7 @@ Start reading here: main, write_texts and write_batch tell the story from a pers
 How ids become logits, and logits the next ids, is in model.py.
 """
 import os
+import re
 import sys
 
 from parts.errors import UserError, how_to_wait, run_script, user_path
@@ -27,12 +28,12 @@ from parts.folder import MODEL_FLAGS, find_model_folder, open_model
 from parts.guidance import Guided
 from parts.machine import select_device
 from parts.scoring import rating_log_probs
-from parts.vocabulary import printable
+from parts.vocabulary import Characters, printable
 
 model_path = ''            # a model folder ('': the newest under out/)
 prompt = None              # how the text begins ('': from nothing; none: ask for it)
 rating = ''                # positive, negative, ambiguous (1, 0, 2; 긍정, 부정, 보통); '': any
-guidance = 1.0             # how much to insist on the rating asked for (0: its token must do)
+guidance = 1.0             # how much to insist on the rating asked for (0: rely on its token alone)
 num_samples = 1            # how many texts
 max_token = 200            # tokens at most; a review mostly ends before
 temperature = 0.8          # below 1 likelier, above 1 wilder; 0: always the likeliest
@@ -160,6 +161,8 @@ def write_texts(model, vocabulary, ratings, beginning, unit, generator):
     and the settings. So the same seed writes the same texts, and a larger num_samples begins with
     the full batches of a smaller one.
     """
+    if not isinstance(vocabulary, Characters):  # a space belongs to the sub-word after it: ▁was
+        beginning = re.sub(r'(?<=[^ \n]) \Z', '', beginning)
     ids = vocabulary.encode([beginning])[0] if beginning else []
     rating = asked_rating()
     rivals = []                                               # the ratings guidance keeps away from
@@ -229,7 +232,8 @@ def stream_text(vocabulary, ids, columns):
         if i == vocabulary.eos:
             break
         row.append(i)
-        # to decode the whole text again would take longer and longer
+        # to decode the whole text again would take longer and longer: 16 tokens are enough, and
+        # four more for each character whose bytes are still to come
         window = row[-16 - 4 * len(rest):]
         before, _ = split_rest(vocabulary.decode(window[:-1]))
         now, rest = split_rest(vocabulary.decode(window))

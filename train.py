@@ -14,6 +14,7 @@ run that never stopped and, without dropout, four processes draw the curve of on
 import math
 import os
 import shlex
+import signal
 import time
 import zlib
 from pathlib import Path
@@ -79,7 +80,7 @@ window = 8             # ffn: how many tokens it reads
 chunk_size = 256       # longest row in tokens, and how far attention looks back
 dropout = 0.0          # share of activations dropped in training; 0.1 where data is repeated often
 # --- optimizer ---
-batch_size = 16        # a step, of all processes, reads batch_size * chunk_size tokens
+batch_size = 16        # a step reads batch_size * chunk_size tokens, all processes together
 micro_batch = 0        # rows that a process computes at once; fewer save memory (0: all of them)
 epochs = 1             # passes over the data
 n_tokens = 0.0         # million tokens per epoch, each time another random part (0: all there are)
@@ -115,7 +116,7 @@ NOT_KEPT = {'init_from', 'out_dir', 'given'}
 
 # --- the story ---
 
-@explain_failures(smaller='--micro_batch; a step reads the same rows')
+@explain_failures(advice='take a smaller --micro_batch, as 8; the step stays the same')
 def main():
     # --- this process, this machine ---
     out = user_path(settings.out_dir)
@@ -170,12 +171,13 @@ def main():
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     if checkpoint:
         optimizer.load_state_dict(checkpoint['optimizer'])
-        scaler.load_state_dict(checkpoint['scaler'] or scaler.state_dict())  # {}: was not float16
+        if checkpoint['scaler']:  # {} where it was not float16
+            scaler.load_state_dict(checkpoint['scaler'])
 
     # --- the log, and what never changes in the state.pt of a run ---
     if rank == 0:
         start_log(out, step)
-    checkpoint = None  # all of it is in use by now: let the memory go
+    checkpoint = None  # its content is loaded: free the memory
     unchanging = {
         'settings': kept(run),
         'device': device.type,
@@ -219,7 +221,7 @@ def main():
         # --- clip and step ---
         scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP)
-        scaler.step(optimizer)  # float16: left out where a gradient has overflown
+        scaler.step(optimizer)  # float16: not where a gradient overflowed
         scaler.update()
         optimizer.zero_grad()
         step += 1
@@ -247,9 +249,9 @@ def main():
         if rank == 0:
             row = log_row(data, step, seconds, train_loss, val_loss, lr)
             speed = (step - first_step) * data.tokens_per_step / (seconds - first_seconds)
-            print_row(row, data, speed, flops_per_token * speed / peak)
             append_log(out, row)
-            if validating and run.show:
+            print_row(row, data, speed, flops_per_token * speed / peak, stop)
+            if validating and run.show and not stop.signal:
                 show_texts(model, data, vocabulary, device)
             if is_best:  # the model folder: the best so far on validation
                 save_best(out, model, run, data, {**meta, **origin}, vocabulary, row)
@@ -335,7 +337,7 @@ def kept(run):
 
 
 def check_settings(run):
-    """Raise UserError where a number makes no sense."""
+    """Raise UserError where a number makes no sense, and say which does nothing."""
     for name in ('batch_size', 'epochs', 'd_model', 'n_layers'):
         if getattr(run, name) < 1:
             raise UserError(f'{name}={getattr(run, name)}: it takes 1 or more')
@@ -345,6 +347,8 @@ def check_settings(run):
             raise UserError(f'{name}={getattr(run, name)}: it takes 0 or more')
     if run.optimizer not in ('muon', 'adamw'):
         raise UserError(f"optimizer='{run.optimizer}': it is 'muon' or 'adamw'")
+    if run.optimizer == 'adamw' and run.table_decay:
+        print0('table_decay does nothing with --optimizer=adamw')
     if not 0 <= run.read_share <= 1:
         raise UserError(f'read_share={run.read_share}: it takes 0 to 1')
     if run.chunk_size < 2:
@@ -389,6 +393,9 @@ def fit_to_minutes(run, meta, base, device):
     if 'n_tokens' in run.given:
         raise UserError(f'minutes={run.minutes:g} and n_tokens={run.n_tokens:g}: both say how much '
                         'is read; leave one of them out')
+    if run.optimizer == 'adamw' and 'lr' not in run.given:
+        raise UserError(f'minutes={run.minutes:g} chooses a learning rate for Muon; with '
+                        '--optimizer=adamw say one, as --lr=3e-3')
     run = SimpleNamespace(**vars(run))
     n_tokens = meta['train_tokens']
     dtype, _ = from_rank0(select_dtype(run.dtype, device))
@@ -413,7 +420,7 @@ def fit_to_minutes(run, meta, base, device):
         raise UserError(f'minutes={run.minutes:g}: to begin takes {spent + again:.0f} s here, and '
                         f'a step {step_seconds:.2g} s')
     length = length_for(n_tokens, n_weights, budget, step_tokens, epochs)
-    if base:
+    if base or run.optimizer == 'adamw':
         del length['table_decay']
     chosen |= choose(run, {**length, 'dtype': str(dtype).removeprefix('torch.'),
                            'compile': 'true' if compiled else 'false'})
@@ -437,7 +444,7 @@ def time_steps(run, meta, flops, dtype, device):
     """
     data = Data(run, meta, rank, world_size)
     micro_rows = choose_micro_rows(run, data)
-    model = new_model(run, data, meta, None).to(device)
+    model = new_model(run, data, meta).to(device)
     batch = data.batch(0)
     rating_ids = torch.tensor(data.rating_ids, device=device)
     compiled = worth_compiling(run.compile, flops / world_size, device)
@@ -457,8 +464,8 @@ def time_steps(run, meta, flops, dtype, device):
         synchronize()
         return time.perf_counter() - start
 
-    # A few steps ready everything, and tell how many more there is time for: the more, the less a
-    # moment matters in which the machine was busy. All processes must make the same number.
+    # The first few steps warm up, and show how many more fit. More of them average out moments in
+    # which the machine was busy. All processes must make the same number.
     first = seconds_of(3)
     measuring = min(60 * run.minutes * TRIAL_SHARE, MOST_TRIAL_SECONDS)
     n_steps = from_rank0(max(3, int(measuring / (first / 3))))
@@ -468,7 +475,7 @@ def time_steps(run, meta, flops, dtype, device):
 
 # --- the model before the first step ---
 
-def new_model(run, data, meta, checkpoint):
+def new_model(run, data, meta, checkpoint=None):
     """An untrained model of the shape that the checkpoint or the settings tell."""
     torch.manual_seed(run.seed)
     if checkpoint:
@@ -533,10 +540,12 @@ def choose_computation(model, run, data, device):
     n_parameters = sum(p.numel() for p in model.parameters())
     spins = os.environ.get('GOMP_SPINCOUNT')
     spins = f', threads that wait spin {spins} times' if spins else ''
+    n_val, all_val = run.eval_tokens * 1e6, len(data.val_tokens)
+    validation = f'; validation: the first {n_val:,.0f} of {all_val:,}' if n_val < all_val else ''
     print0(f'{run.arch} of {n_parameters:,} parameters on {world_size} × {device.type} in {how}, '
            f'{"" if compiled else "not "}compiled, measured peak {peak / 1e12:.2f} TFLOP/s{spins}\n'
            f'{data.steps:,} steps of {data.tokens_per_step:,} tokens: '
-           f'{run.epochs} × {data.tokens_per_epoch:,}')
+           f'{run.epochs} × {data.tokens_per_epoch:,}{validation if n_val else ""}')
     return dtype, compiled, peak
 
 
@@ -629,7 +638,7 @@ def validate(model, data, val_rows, micro_rows, device, autocast):
 
 
 def check_finite(out, step, lr, *numbers):
-    """End the run where it has come to no number, before anything good is overwritten."""
+    """End the run if a number is NaN or infinite, before anything good is overwritten."""
     if all(number is None or math.isfinite(number) for number in numbers):
         return
     good = f'{out} keeps the last good state. ' if has_checkpoint(out) else ''
@@ -651,9 +660,10 @@ def log_row(data, step, seconds, train_loss, val_loss, lr):
     }
 
 
-def print_row(row, data, speed, share_of_peak):
+def print_row(row, data, speed, share_of_peak, stop):
     """Print a log_row(). speed: tokens a second. (Where ratings are hidden, read_share, the
-    training loss is the higher one: in validation they are not.)
+    training loss is the higher one: in validation they are not.) Where nobody reads it any more,
+    since Ctrl-C ends `| tee`, too, the run is to save and stop.
     """
     validation = ''
     if row['val_loss'] is not None:
@@ -664,8 +674,11 @@ def print_row(row, data, speed, share_of_peak):
     # a machine that was busy as its peak was measured has more than that peak: say nothing then
     share = f'  {share_of_peak:.0%} of peak' if share_of_peak <= 1 else ''
     minutes = (data.steps * data.tokens_per_step - row['tokens']) / speed / 60
-    print(f'step {row["step"]:,}/{data.steps:,}  loss {row["train_loss"]:.3f}{validation}  '
-          f'{speed:,.0f} tokens/s{share}  {minutes:.1f} min left', flush=True)
+    try:
+        print(f'step {row["step"]:,}/{data.steps:,}  loss {row["train_loss"]:.3f}{validation}  '
+              f'{speed:,.0f} tokens/s{share}  {minutes:.1f} min left', flush=True)
+    except BrokenPipeError:
+        stop.signal = stop.signal or signal.SIGTERM
 
 
 def show_texts(model, data, files, device):
@@ -709,8 +722,9 @@ def say_goodbye(out, run, step, data, best):
     """Say how the run ended, and what one can do next."""
     folder = shlex.quote(str(out))
     if step < data.steps:
+        start = 'python' if world_size == 1 else 'torchrun (its flags as before)'
         print0(f'stopped at step {step:,} of {data.steps:,}; '
-               f'go on with: python train.py --out_dir={folder} --init_from=resume')
+               f'go on with: {start} train.py --out_dir={folder} --init_from=resume')
         return
     print0(f'best validation loss {best:.4f}, kept in {out}; '
            f'write with: python sample.py --model_path={folder}')

@@ -2,12 +2,16 @@
 import csv
 from pathlib import Path
 
+from parts.errors import UserError
+
 
 def keep_run(path, run):
     """Append a run, {column: value}; the first one writes the names of the columns, too."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     is_new = not path.exists()
+    if not is_new and list(read_runs(path)[0]) != list(run):
+        raise UserError(f'{path} has other columns; move it away or name another --results')
     with open(path, 'a', encoding='utf-8', newline='') as file:
         writer = csv.DictWriter(file, run)
         if is_new:

@@ -16,14 +16,13 @@ import math
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from configurator import configure
 from parts.corpus import read_split
 from parts.errors import UserError, run_script
 from parts.folder import load_model
 from parts.machine import keep_freed_memory, select_device
-from parts.scoring import rating_log_probs, sentiment_scores
+from parts.scoring import positive_log_odds, sentiment_scores
 from parts.vocabulary import load_vocabulary
 
 data_dir = 'data/kr3'  # whose train.txt to learn from
@@ -128,7 +127,6 @@ def linear_log_odds(train_path, wanted):
     return (even_log_odds + prior).tolist(), even_log_odds.tolist()
 
 
-@torch.inference_mode()
 def our_log_odds(path, wanted):
     """The same of a model folder. Raises UserError."""
     its_device = select_device(device)
@@ -137,13 +135,7 @@ def our_log_odds(path, wanted):
     if piece:
         model.config.chunk_size = piece + 2  # with </s> and <s>
     vocabulary = load_vocabulary(path)
-    two_ids = vocabulary.rating_ids[:2]                       # <neg>, <pos>
-    log_probs = rating_log_probs(model, vocabulary.encode(wanted), two_ids)      # (N, 2)
-    nothing_read = torch.tensor([[vocabulary.eos]], device=its_device)
-    prior = model(nothing_read)[0, 0, two_ids].cpu()          # what it expects before any text
-    log_odds = log_probs[:, 1] - log_probs[:, 0]
-    even_log_odds = log_odds - (prior[1] - prior[0])
-    return log_odds.tolist(), even_log_odds.tolist()
+    return positive_log_odds(model, vocabulary.rating_ids, vocabulary.encode(wanted))
 
 
 if __name__ == '__main__':

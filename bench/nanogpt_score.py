@@ -88,17 +88,18 @@ def load_nanogpt(source, checkpoint):
 
 
 @torch.inference_mode()
-def surprise(model, ids):
+def surprise(model, ids, share=0.5):
     """The sum of -log P in nats of the N tokens ids[1:], given ids (N + 1,).
 
-    A window has block_size tokens. Those of its second half are scored; the first half is context.
+    A window has block_size tokens. The first share of it is context, the rest is scored.
     """
-    half = model.config.block_size // 2
+    n_context = int(model.config.block_size * share)
+    step = model.config.block_size - n_context
     nats = 0.0
-    for first in range(0, len(ids) - 1, half):
-        window = ids[max(0, first - half):first + half + 1]
+    for first in range(0, len(ids) - 1, step):
+        window = ids[max(0, first - n_context):first + step + 1]
         x, y = window[None, :-1], window[None, 1:]            # (1, T) each
-        n_new = len(ids[first:first + half + 1]) - 1          # at the end there may be fewer
+        n_new = len(ids[first:first + step + 1]) - 1          # at the end there may be fewer
         logits, _ = model(x, y)                               # (1, T, V)
         nats += F.cross_entropy(logits[0, -n_new:], y[0, -n_new:], reduction='sum').item()
     return nats

@@ -8,7 +8,6 @@ number of spins (GOMP_SPINCOUNT; by itself OpenMP takes 300,000, and 'auto' is w
 and each number of neighbours the demo model trains for some steps, one after the other, in as many
 rounds as asked. 'one' is a single thread, which waits for nobody.
 """
-import csv
 import os
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 from configurator import configure
+from parts.checkpoint import read_log
 from parts.errors import UserError, run_script
 
 data_dir = 'data/demo'         # what prepare.py wrote
@@ -61,8 +61,7 @@ def speed(spin, n_neighbours):
                      f'--eval_interval={steps}', f'--n_tokens={steps * 2048 / 1e6 + 1e-6}']
             subprocess.run([sys.executable, *words], cwd=ROOT, env=env, check=True,
                            stdout=subprocess.DEVNULL)
-            with open(f'{folder}/out/log.csv') as file:
-                rows = list(csv.DictReader(file))
+            rows = read_log(f'{folder}/out/log.csv')
     finally:
         for process in busy:
             process.kill()

@@ -15,9 +15,11 @@ from parts.errors import UserError, how_to_wait, run_script
 
 os.environ.update(how_to_wait())  # before torch reads it
 
+import numpy as np
 import torch
 
 import model
+import parts.bigram
 import parts.data
 import parts.optim
 
@@ -71,7 +73,17 @@ def small_weights():
     model.Model.init_weights = init_weights
 
 
-WAYS = {way.__name__: way for way in (masks, packing, short_rows, schedule, small_weights)}
+def fewer_counts():
+    """Only as many tokens are counted for the first weights as are trained on, --n_tokens=."""
+    million = [float(word[11:]) for word in sys.argv if word.startswith('--n_tokens=')]
+    if not million:
+        raise UserError('fewer_counts needs --n_tokens=')
+    million = million[-1]
+    parts.bigram.sample_stream = lambda tokens: np.asarray(tokens[:round(million * 1e6)])
+
+
+WAYS = {way.__name__: way
+        for way in (masks, packing, short_rows, schedule, small_weights, fewer_counts)}
 
 
 def main():

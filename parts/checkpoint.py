@@ -58,7 +58,7 @@ def atomic_write(path, mode='w'):
     except BaseException as error:
         with suppress(OSError):  # there is none where a file stands in place of its folder
             part.unlink()
-        if isinstance(error, OSError) and concerns(error, path.parent):
+        if isinstance(error, OSError):
             raise cannot_write(path, error) from None
         raise
 
@@ -66,14 +66,6 @@ def atomic_write(path, mode='w'):
 def part_of(path):
     """Where a file is written before it has its name; two processes do not share one."""
     return path.with_name(f'{path.name}.{os.getpid()}.part')
-
-
-def concerns(error, folder):
-    """Whether an OSError is about this folder; a full disk names no file."""
-    if error.filename is None:
-        return True
-    path = Path(error.filename)
-    return path.is_relative_to(folder) or folder.is_relative_to(path)
 
 
 def cannot_write(path, error):

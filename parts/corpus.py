@@ -68,7 +68,6 @@ class Labels:
     def __init__(self, ratings=''):
         """ratings: 'LABEL:RATING,LABEL:RATING'. Raises UserError."""
         self.given = bool(ratings)
-        self.found = {}  # label as it stands in a table → its rating, None if it means nothing
         self.meaning = dict(NO_LABELS if ratings else RATING_LABELS)
         said = {}
         for pair in ratings.split(',') if ratings else []:
@@ -83,15 +82,15 @@ class Labels:
 
     @staticmethod
     def bare(label):
-        """A label as it is compared: a gap in a column of pandas makes 1.0 of every 1."""
-        return unicodedata.normalize('NFC', label).strip().lower().removesuffix('.0')
+        """A label as it is compared: a gap in a column of pandas makes 1.0 of every 1, a database
+        1.00, Excel 1,0 where that is how it writes 1.0.
+        """
+        label = unicodedata.normalize('NFC', label).strip().lower()
+        return re.sub(r'(?<=\d)[.,]00?$', '', label)
 
     def rating(self, label):
         """The rating that a label means. Raises UserError."""
-        word = str(label)
-        if word not in self.found:
-            self.found[word] = self.meaning.get(self.bare(word))
-        rating = self.found[word]
+        rating = self.meaning.get(self.bare(str(label)))
         if rating is None and self.given:
             raise UserError(f'its label is {label!r}, of which --ratings= says nothing')
         if rating is None:
@@ -103,17 +102,18 @@ class Labels:
     def check_seen(self, name, seen):
         """Ask what labels mean that are hardly KR3's: 1 and 2, say, can be bad and good.
 
-        name: of the source. seen: the ratings that it has. Raises UserError.
+        name: of the source. seen: the ratings for which it has digits. Raises UserError.
         """
-        known = sorted(rating for rating in seen if rating != UNKNOWN)
+        known = sorted(seen)
         usual = known in ([1], list(range(len(known))))
         if self.given or usual:
             return
         labels = ' and '.join(map(str, known))
         as_they_are = ','.join(f'{rating}:{rating}' for rating in known)
-        raise UserError(f'{name}: its labels are {labels}, and a rating is {rating_help()}; '
-                        f'--ratings={known[0]}:0,{known[-1]}:1 reads the first as negative and the '
-                        f'last as positive, --ratings={as_they_are} reads them as they are')
+        other = (f'--ratings={known[0]}:0,{known[-1]}:1 reads the first as negative and the last '
+                 f'as positive, ' if len(known) > 1 else '')
+        raise UserError(f'{name}: its labels are {labels}, and a rating is {rating_help()}; {other}'
+                        f'--ratings={as_they_are} reads them as they are')
 
 
 def rating_help():
@@ -161,14 +161,7 @@ LICENCES = {  # of sources, and of vocabularies
     'demo': 'MIT',
     'skt/kogpt2-base-v2': 'CC BY-NC-SA 4.0',
 }
-LANGUAGES = {  # of sources; of a file of one's own it is not known
-    'kr3': 'ko',
-    'kr3_raw': 'ko',
-    'nsmc': 'ko',
-    'hate_speech': 'ko',
-    'shakespeare': 'en',
-    'demo': 'ko',
-}
+LANGUAGES = {'shakespeare': 'en'}  # of known sources; the others are in Korean
 DOWNLOADS = Path('data/download')
 
 
@@ -221,10 +214,11 @@ def source_files(source, revision):
     files, others = [], []
     for path in sorted(source.rglob('*')):
         hidden = any(part.startswith('.') for part in path.relative_to(source).parts)
+        closed = path.is_dir() and not os.access(path, os.R_OK | os.X_OK)
         if path.is_file():
             readable = file_type(path) and not hidden
             (files if readable else others).append(path)
-        elif path.is_symlink():  # to a folder, or to nothing
+        elif path.is_symlink() or closed:  # a link is to a folder, or to nothing
             others.append(path)
     if not files:
         raise UserError(f'{source} holds no file that is read ({" ".join(FILE_TYPES)}, each also '
@@ -285,31 +279,25 @@ def whole_commit(repository, digits, repo_type):
     raise NotFound(f'{repository}: the Hub has no commit {digits}')
 
 
-def plain_file(url, name, sha256, most_bytes=1 << 26):
+def plain_file(url, name, sha256):
     """The path of a file on the web, downloaded once, and never another file than the one whose
     sha256 is known. Raises UserError.
     """
     path = DOWNLOADS / name
     if path.exists():
-        with open(path, 'rb') as file:
-            if hashlib.file_digest(file, 'sha256').hexdigest() == sha256:
-                return path
+        if hashlib.sha256(path.read_bytes()).hexdigest() == sha256:
+            return path
         raise UserError(f'{path} is not the file that {url} was; delete or rename it')
     import requests
-    content = bytearray()
     try:
-        with requests.get(url, stream=True, timeout=30) as answer:
-            answer.raise_for_status()
-            for block in answer.iter_content(1 << 16):
-                content += block
-                if len(content) > most_bytes:
-                    break
+        answer = requests.get(url, timeout=30)
+        answer.raise_for_status()
     except requests.RequestException as error:
         raise UserError(f'{url} cannot be fetched: {first_line(error)}') from None
-    if hashlib.sha256(content).hexdigest() != sha256:
+    if hashlib.sha256(answer.content).hexdigest() != sha256:
         raise UserError(f'{url}: what came is not the file that was there; nothing was kept')
     with atomic_write(path, 'wb') as file:
-        file.write(content)
+        file.write(answer.content)
     return path
 
 
@@ -404,23 +392,27 @@ def in_validation(text, val_ratio):
 
 
 class Report:
-    """What became of the rows of one source, for people and for meta.json."""
+    """What became of the rows of one source, or of some, for people and for meta.json."""
 
-    def __init__(self, name, licence):
+    def __init__(self, name='', licence=''):
         self.name = name
         self.licence = licence
         self.n_rows = 0
         self.n_texts = Counter()   # side → how many
         self.ratings = Counter()
+        self.digits = set()        # ratings that a digit told, and not a word
         self.left_out = Counter()  # why → how many
+        self.types = Counter()     # '.csv' → how many files are read
         self.others = []           # files of a folder that are not read
         self.empty = []            # files without a row
         self.columns = {}          # (text column, rating column) → names of all columns
         self.val_chars = 0
-        self.val_bits = 0.0
+        self.val_bits = 0.0        # -log2 P of the validation texts, NaN where it is not known
 
     def add(self, part):
+        """Count what another report of the same source counted, of other rows."""
         self.n_rows += part.n_rows
+        self.digits |= part.digits
         self.ratings += part.ratings
         self.left_out += part.left_out
         self.n_texts += part.n_texts
@@ -438,17 +430,21 @@ class Report:
         train, val = self.n_texts['train'], self.n_texts['val']
         yield (f'{self.name}: texts read: {self.n_rows:,}, kept: {kept:,}, to train on: {train:,}, '
                f'to validate: {val:,}; licence: {self.licence}')
-        rated = kept - self.ratings[UNKNOWN]
-        if rated or any(rating for _, rating in self.columns):
+        rated = kept > self.ratings[UNKNOWN] or any(rating for _, rating in self.columns)
+        if rated:
             parts = [f'{self.ratings[rating]:,} {english}'
                      for rating, (english, _) in enumerate(RATING_NAMES)]
             parts.append(f'{self.ratings[UNKNOWN]:,} without a rating')
             yield f'{self.name}: {", ".join(parts)}'
-            for text, rating in sorted(self.columns, key=repr):
-                yield f'{self.name}: the text is the column {text!r}, the rating {rating!r}'
-        elif self.columns:
+        for text, rating in sorted(self.columns, key=repr):
+            its_rating = f', the rating {rating!r}' if rated else ''
+            yield f'{self.name}: the text is the column {text!r}{its_rating}'
+        if self.columns and not rated:
             names = listed(next(iter(self.columns.values())))
             yield f'{self.name}: no ratings; its columns are {names} (--rating_column= takes one)'
+        if len(self.types) > 1:
+            parts = [f'{n:,} {suffix}' for suffix, n in self.types.items()]
+            yield f'{self.name}: files read: {", ".join(parts)}'
         if self.left_out:
             yield f'{self.name}: {self.left_out_words()}'
         if self.others:
@@ -489,6 +485,7 @@ def read_source(source, reader, report, revision='', n_reviews=0, seed=0):
         yield from numbered('demo', rows)
         return
     files, report.others = source_files(source, revision)
+    report.types = Counter(map(file_type, files))
     for file in files:
         n_rows = yield from numbered(file, read_file(file, reader))
         if n_rows == 0:
@@ -509,21 +506,20 @@ LONG = 100_000  # characters from which on a text is worked on by itself
 
 
 def batches(items, size):
-    """Yield lists of `size` of the items, the last one shorter; a long text comes alone.
-
-    An item has its text first.
+    """Yield lists of `size` of the items, or of fewer where their texts are long; one of more than
+    LONG characters comes alone. An item has its text first.
     """
-    batch = []
+    batch, n_chars = [], 0
     for item in items:
-        text = item[0]
-        long = isinstance(text, str | bytes) and len(text) > LONG
-        if batch and (long or len(batch) == size):
+        n = len(item[0]) if isinstance(item[0], str | bytes) else 0
+        if batch and (n > LONG or len(batch) == size or n_chars + n > 50 * LONG):
             yield batch
-            batch = []
+            batch, n_chars = [], 0
         batch.append(item)
-        if long:
+        n_chars += n
+        if n > LONG:
             yield batch
-            batch = []
+            batch, n_chars = [], 0
     if batch:
         yield batch
 
@@ -565,7 +561,6 @@ def split_sources(sources, folder, val_ratio, labels, make_reader, **reading):
     from tqdm import tqdm
     reports = []
     files = other_files(folder, text_names(sources))
-    some_texts = set()  # to see whether there is more than one
     with new_files(folder) as create:
         shared = {side: TextFile(create(name)) for side, name in SIDES.items()}
         for name, source in sources.items():
@@ -578,18 +573,17 @@ def split_sources(sources, folder, val_ratio, labels, make_reader, **reading):
                 closing(parts),
                 tqdm(desc=f'split {name}', unit=' texts', mininterval=0.5, disable=None) as bar,
             ):
-                for part in parts:
+                for lines, part in parts:
                     for side in SIDES:
-                        own[side].write(part.lines[side])
-                        shared[side].write(part.lines[side])
+                        own[side].write(lines[side])
+                        shared[side].write(lines[side])
                     report.add(part)
-                    some_texts = set(islice(some_texts | part.some_texts, 2))
                     bar.update(part.n_rows)
             if source not in KNOWN_SOURCES:
-                labels.check_seen(name, report.ratings)
+                labels.check_seen(name, report.digits)
             reports.append(report)
             files |= {f'{name}_{side}.txt': file.crc32 for side, file in own.items()}
-        check_sides(reports, val_ratio, len(some_texts))
+        check_sides(reports, val_ratio)
         meta = {'sources': [report.meta() for report in reports],
                 'unit': reader.unit, 'files': files}
         for side, file in shared.items():
@@ -598,49 +592,38 @@ def split_sources(sources, folder, val_ratio, labels, make_reader, **reading):
     return reports
 
 
-class Part:
-    """What split_rows makes of some rows."""
-
-    def __init__(self):
-        self.lines = {side: bytearray() for side in SIDES}
-        self.n_rows = 0
-        self.n_texts = Counter()
-        self.ratings = Counter()
-        self.left_out = Counter()
-        self.val_chars = 0
-        self.val_bits = 0.0      # -log2 P of the validation texts, NaN where it is not known
-        self.some_texts = set()  # two different ones, if there are two
-
-    def add(self, side, rating, text, bits):
-        self.lines[side] += text_line(rating, text)
-        self.n_texts[side] += 1
-        if len(self.some_texts) < 2:
-            self.some_texts.add(text)
-        if side == 'val':
-            self.val_chars += len(text)
-            self.val_bits += bits[0] if bits else math.nan
-
-
 def split_rows(unit, val_ratio, labels, numbered_rows):
-    """Clean the rows of a batch of read_source and send each to its side: a Part. Raises UserError.
+    """Clean the rows of a batch of read_source and send each to its side: ({side: the lines of its
+    file}, a Report of these rows). Raises UserError.
     """
     file, first, rows = numbered_rows
     clean_text = cleaner(unit)
     whole_file = unit == 'file' and file != 'demo' and file_type(file) in ('.txt', '.md')
-    part = Part()
+    lines = {side: bytearray() for side in SIDES}
+    report = Report()
+
+    def keep(side, rating, text, bits):
+        lines[side] += text_line(rating, text)
+        report.n_texts[side] += 1
+        if side == 'val':
+            report.val_chars += len(text)
+            report.val_bits += bits[0] if bits else math.nan
+
     for n, (text, label, *bits) in enumerate(rows, first):
-        part.n_rows += 1
+        report.n_rows += 1
         reason = why_left_out(text)
         text = '' if reason else clean_text(text)
         seen = visible(text)
         if not seen:
-            part.left_out[reason or 'empty'] += 1
+            report.left_out[reason or 'empty'] += 1
             continue
         try:
             rating = labels.rating('' if label is None else label)
         except UserError as error:
             raise UserError(f'{file}, row {n:,}: {error}') from None
-        part.ratings[rating] += 1
+        report.ratings[rating] += 1
+        if labels.bare(str(label)).isdigit():
+            report.digits.add(rating)
         if whole_file:
             # pieces of one text cannot be shuffled between the sides: its end is validation
             cut = int(len(text) * (1 - val_ratio))
@@ -648,29 +631,25 @@ def split_rows(unit, val_ratio, labels, numbered_rows):
                 cut = int(len(text.rstrip()) * (1 - val_ratio))
             ends = visible(text[:cut]), visible(text[cut:])
             if all(ends):
-                part.add('train', rating, text[:cut], bits)
-                part.add('val', rating, text[cut:], bits)
+                keep('train', rating, text[:cut], bits)
+                keep('val', rating, text[cut:], bits)
             else:
-                part.add('train' if ends[0] else 'val', rating, text, bits)
+                keep('train' if ends[0] else 'val', rating, text, bits)
         else:
-            part.add('val' if in_validation(seen, val_ratio) else 'train', rating, text, bits)
-    return part
+            keep('val' if in_validation(seen, val_ratio) else 'train', rating, text, bits)
+    return lines, report
 
 
-def check_sides(reports, val_ratio, n_different):
+def check_sides(reports, val_ratio):
     """Raise UserError where a side has no text."""
     n_texts = {side: sum(report.n_texts[side] for report in reports) for side in SIDES}
     if all(n_texts.values()):
         return
-    n = sum(n_texts.values())
-    if n_different == 1 and n > 1:
-        raise UserError(f'the source has {n:,} times the same text; it takes different ones to '
-                        f'have some on each side')
     left_out = [report.left_out_words() for report in reports if report.left_out]
     left_out += [f'{file} has none' for report in reports for file in report.empty[:3]]
     why = f' ({"; ".join(left_out)})' if left_out else ''
-    raise UserError(f'{n} texts are too few to have some on each side with '
-                    f'val_ratio={val_ratio}{why}')
+    raise UserError(f'{sum(n_texts.values()):,} texts are too few, or too much alike, to have some '
+                    f'on each side with val_ratio={val_ratio}{why}')
 
 
 class TextFile:
@@ -694,7 +673,7 @@ def floor_meta(reports):
     """{'floor_bits_per_char': the fewest that any model can need for the validation texts}, or {}.
 
     It is the mean of -log2 P(rating, text) over these very texts; only the grammar that wrote them
-    knows P. The entropy of the grammar is the expectation of this mean over all samples.
+    knows P.
     """
     bits = sum(report.val_bits for report in reports)
     n_chars = sum(report.val_chars for report in reports)
@@ -833,11 +812,14 @@ def check_texts(folder, meta):
                         f'python prepare.py --data_dir={folder} makes them anew')
 
 
-def changed_text(folder, meta, most_bytes=1 << 27):
+CHECKED_BYTES = 2 ** 27  # a larger text is compared by its size alone
+
+
+def changed_text(folder, meta):
     """The path of a text in a folder that is not what a meta.json says of it, None if none is.
 
-    A text of more than most_bytes is compared by its size alone, since a start must not take longer
-    the longer the text is.
+    A text of more than CHECKED_BYTES is compared by its size alone: a start must not take
+    longer the longer the text is.
     """
     for side, name in SIDES.items():
         path = folder / name
@@ -845,7 +827,7 @@ def changed_text(folder, meta, most_bytes=1 << 27):
             continue
         n_bytes = path.stat().st_size
         same = n_bytes == meta[f'{side}_txt_bytes']
-        if same and n_bytes <= most_bytes:
+        if same and n_bytes <= CHECKED_BYTES:
             same = file_crc32(path) == meta.get(f'{side}_txt_crc32')
         if not same:
             return path
@@ -920,24 +902,33 @@ def other_files(folder, names):
 
 # --- texts that somebody split ---
 
+def clean_rows(path, unit):
+    """Yield (number, line, rating, clean text) of every line of a text file; the text is '' where
+    nothing can be seen of it. Raises UserError.
+    """
+    clean_text = cleaner(unit)
+    for n, line in read_lines(path):
+        inner = line.removeprefix('\ufeff'.encode()).rstrip(b'\r\n')  # what Windows puts around it
+        rating, text = parse_line(path, n, inner)
+        if '\r' in text:
+            raise UserError(f'{path}, line {n}: a carriage return stands in it, as an old Mac ends '
+                            f'a line; a line of this file ends with a line feed')
+        if unit == 'line' and '\n' in text:
+            raise UserError(f'{path}, line {n}: its text has line breaks ({BREAK}), which '
+                            f'--unit=paragraph and --unit=file keep')
+        text = clean_text(text)
+        yield n, line, rating, text if visible(text) else ''
+
+
 def check_clean(folder, unit):
     """Raise UserError where a line of a folder's texts is not as prepare.py would write it."""
-    clean_text = cleaner(unit)
     for name in SIDES.values():
-        path = folder / name
-        for n, line in read_lines(path):
-            rating, text = parse_line(path, n, without_windows(line))
-            text = clean_text(text)
-            if not visible(text) or text_line(rating, text) != line:
-                raise UserError(f'{path}, line {n}: {shortened(text)} does not stand there as '
-                                f'prepare.py would write it (letters in NFD, two spaces, a BOM, '
-                                f'line ends of Windows, none at the end, an empty text); with '
-                                f'--output_dir=ANOTHER a clean copy is made there')
-
-
-def without_windows(line):
-    """A line of a text file without what Windows puts around it: a BOM, a carriage return."""
-    return line.removeprefix('\ufeff'.encode()).rstrip(b'\r\n')
+        for n, line, rating, text in clean_rows(folder / name, unit):
+            if not text or text_line(rating, text) != line:
+                raise UserError(f'{folder / name}, line {n}: {shortened(text)} does not stand '
+                                f'there as prepare.py would write it (letters in NFD, two spaces, '
+                                f'a BOM, line ends of Windows, none at the end, an empty text); '
+                                f'with --output_dir=ANOTHER a clean copy is made there')
 
 
 def clean_copy(texts, folder, unit):
@@ -947,24 +938,17 @@ def clean_copy(texts, folder, unit):
     meta = read_texts_meta(texts)
     licences = {source['licence'] for source in meta.get('sources', [])}
     report = Report(source_name(texts), ', '.join(sorted(licences)) or "the file's own")
-    clean_text = cleaner(unit)
     with new_files(folder) as create:
         for side, name in SIDES.items():
             file = TextFile(create(name))
-            path = texts / name
-            for n, line in read_lines(path):
+            for _, _, rating, text in clean_rows(texts / name, unit):
                 report.n_rows += 1
-                rating, text = parse_line(path, n, without_windows(line))
-                if '\r' in text:
-                    raise UserError(f'{path}, line {n}: a carriage return stands in it, as an old '
-                                    f'Mac ends a line; a line of this file ends with a line feed')
-                text = clean_text(text)
-                if not visible(text):
+                if text:
+                    report.ratings[rating] += 1
+                    report.n_texts[side] += 1
+                    file.write(text_line(rating, text))
+                else:
                     report.left_out['empty'] += 1
-                    continue
-                report.ratings[rating] += 1
-                report.n_texts[side] += 1
-                file.write(text_line(rating, text))
             meta |= file.meta(side)
         drop_other_floor(texts, meta)
         meta.setdefault('sources', [report.meta()])
@@ -1014,10 +998,6 @@ def parse_line(path, n, line):
 
 # --- the stream ---
 #
-#   1<TAB>맛있었어요!             0<TAB>너무 짜요
-#   </s> <pos> ▁맛있었어요 !      </s> <neg> ▁너무 ▁짜 요      </s>
-#   2    4     560      3577    2    3     276  2009 3517   2
-#
 # `</s>` closes a text and opens the next. So after the last word the model learns to say that the
 # text is over, and after `</s>`, with nothing else in sight, to begin another: first its rating.
 
@@ -1059,12 +1039,11 @@ class StreamWriter:
 def encode_file(vocab, path, stream, batch_size, chunk_size):
     """Encode train.txt or validation.txt into the stream, on all cores. Raises UserError.
 
-    Returns (n_chars, n_fitting): the characters of all texts, and how many texts fit whole into a
-    row of chunk_size.
+    Returns (n_chars, n_fitting, n_unknown): the characters of all texts, how many texts fit whole
+    into a row of chunk_size, and how many ids stand for what the vocabulary does not have.
     """
     from tqdm import tqdm
-    n_chars = 0
-    n_fitting = 0
+    n_chars = n_fitting = n_unknown = 0
     lines = ((line, n) for n, line in read_lines(path))
     encoded = map_ordered(encode_lines, batches(lines, batch_size), vocab, path)
     with (
@@ -1075,11 +1054,12 @@ def encode_file(vocab, path, stream, batch_size, chunk_size):
             stream.append(ids, lengths)
             n_chars += batch_chars
             n_fitting += int((lengths <= chunk_size).sum())
+            n_unknown += int(np.isin(ids, vocab.unknown_ids).sum())
             bar.update(len(lengths))
     if stream.n_texts == 0:
         raise UserError(f'{path} is empty')
     stream.close(vocab.eos)
-    return n_chars, n_fitting
+    return n_chars, n_fitting, n_unknown
 
 
 def encode_lines(vocab, path, lines):

@@ -218,14 +218,11 @@ class Data:
     # --- validation ---
 
     def validation_rows(self, most_tokens):
-        """The same rows of chunk_size every time: the first texts up to most_tokens, one at least.
-        """
-        offsets = self.val_offsets
-        n_texts = np.searchsorted(offsets, min(most_tokens, len(self.val_tokens)), side='right') - 1
-        n_texts = max(1, min(n_texts, len(offsets) - 1))
-        offsets = np.array(offsets[:n_texts + 1]).astype(np.int64)
+        """The same rows of chunk_size every time, of the first most_tokens or a few more."""
+        n_texts = np.searchsorted(self.val_offsets[:-1], most_tokens)     # that begin before them
+        offsets = np.array(self.val_offsets[:n_texts + 1]).astype(np.int64)
         text, offset, length = cut(np.diff(offsets), self.chunk_size, self.chunk_size)
-        inside = offset < most_tokens                         # a single text may be longer
+        inside = offsets[text] + offset < most_tokens         # the last text may be long
         text, offset, length = text[inside], offset[inside], length[inside]
         return pack(offsets[text] + offset, length, offset == 0, self.chunk_size)
 
@@ -328,7 +325,7 @@ def row_length(lengths, T):
 # --- ratings that are asked for ---
 
 def hide_ratings(x, y, asks, eos, rating_ids, unrated_id):
-    """In the rows marked in `asks`, ask for the rating at the end, do not tell it at the start.
+    """In the rows marked in `asks`, hide the rating at the start and ask for it at the end.
 
         asks   x                              y                              ratings
         no     </s> <pos> it  was good        <pos> it  was good </s>        -  -  -  -  -

@@ -44,11 +44,11 @@ def user_path(text):
         raise UserError(f'{text}: {error}') from None
 
 
-def print0(*words, file=None):
+def print0(*words):
     """Print from the first process only, so that four processes do not say everything four times.
     """
     if os.environ.get('RANK', '0') == '0':
-        print(*words, file=file, flush=True)
+        print(*words, flush=True)
 
 
 def print_error(sentence):

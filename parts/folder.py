@@ -33,10 +33,6 @@ MODEL_FLAGS = {              # settings that the folder knows: scripts accept th
     'n_layers': (0, 'likewise; depth'),
     'chunk_size': (0, 'likewise; how far attention looks back'),
 }
-FILES = {                    # all that a model folder may hold; no other name becomes a path
-    'config.json', 'generation_config.json', 'model.safetensors', 'meta.json', 'README.md',
-    'tokenizer.json', 'tokenizer_config.json', *VOCABULARIES,
-}
 CONFIG_KEYS = {              # field of Config → key in config.json, where Transformers looks for it
     'vocab_size': 'vocab_size',
     'd_model': 'hidden_size',
@@ -74,7 +70,7 @@ def save_model(model, folder, meta=None, extra_files=None):
     """Write a model folder. extra_files: {name: bytes}, the vocabulary and the card.
 
     Each file appears whole or not at all, and the weights come last: where there are weights, all
-    the rest is there, too. Raises UserError, also for a file that is none of FILES.
+    the rest is there, too. Raises UserError.
     """
     config = model.config
     eos, bos = config.eos, config.bos
@@ -87,9 +83,6 @@ def save_model(model, folder, meta=None, extra_files=None):
     files['generation_config.json'] = to_json(generation)
     files['meta.json'] = to_json(meta or {})
     files['model.safetensors'] = safetensors_bytes(weights, metadata={'format': 'pt'})
-    for name in files:
-        if name not in FILES:
-            raise UserError(f'{name!r} is no file of a model folder')
     for name, content in files.items():
         with atomic_write(Path(folder, name), 'wb') as file:
             file.write(content)
@@ -131,7 +124,7 @@ def load_model(folder, device='cpu', dropout=0.0):
     if not (folder / 'config.json').exists():
         raise UserError(f'{folder} is not a model folder: it has no config.json')
     config = read_config(folder, dropout)
-    meta = read_model_meta(folder, config)
+    meta = read_model_meta(folder)
     weights = read_weights(folder)
     model = empty_model(folder, config, len(weights))
     check_shapes(folder, model, weights)
@@ -262,7 +255,6 @@ META_TYPES = {               # of what is used: another person may have written 
     'mode': str,
     'unit': str,
     'data_dir': str,
-    'vocab_size': int,
     'vocabulary_licence': str,
     'sources': list,
     'ratings': list,
@@ -271,7 +263,7 @@ META_TYPES = {               # of what is used: another person may have written 
 }
 
 
-def read_model_meta(folder, config):
+def read_model_meta(folder):
     """The content of a folder's meta.json. Raises UserError."""
     path = folder / 'meta.json'
     if not path.exists():
@@ -290,10 +282,6 @@ def read_model_meta(folder, config):
     for rating in meta.get('ratings', []):
         if type(rating) is not int or rating not in range(len(RATING_NAMES)):
             raise UserError(f'{path}: {rating!r} is no rating')
-    n_ids = meta.get('vocab_size', config.vocab_size)
-    if n_ids != config.vocab_size:
-        raise UserError(f'{folder}: its vocabulary has {n_ids:,} ids, '
-                        f'but the model {config.vocab_size:,}')
     return meta
 
 
@@ -421,11 +409,20 @@ def model_card(model, meta, name):
     if any('NC' in licence for licence in licences):
         restriction = ' Not for commercial use.'
     config = model.config
+    kind = 'A decoder (Qwen3 architecture)'
+    if config.arch == 'ffn':
+        kind = f'An MLP over the last {config.window} tokens'
+    origin = 'trained from scratch'
+    if 'base_model' in meta:
+        origin = f'begun with the weights of {meta["base_model"]}'
+    purpose = f'to write {texts} of a given rating and to tell the rating of a review.'
+    if len(ratings) < 2:
+        purpose = f'to write {texts} like those below.'
     card = card_header(config.arch, licences, language) + f"""# {name}
 
-{kind_in_words(config)} of {n_parameters:,} parameters: {config.n_layers} layers, \
-{config.d_model} wide, {origin_in_words(meta)}
-{purpose_in_words(ratings, texts)}
+{kind} of {n_parameters:,} parameters: {config.n_layers} layers, \
+{config.d_model} wide, {origin}
+{purpose}
 
 ## Data
 
@@ -442,7 +439,7 @@ After {meta['tokens']:,} tokens ({meta['step']:,} steps): {meta['val_loss']:.4f}
     if config.arch == 'decoder':
         card += writing_example(meta, ratings, language)
         if config.reads_ratings:
-            card += reading_example(meta, ratings)
+            card += reading_example(meta, ratings, language)
         card += '```\n'
     return card
 
@@ -460,7 +457,7 @@ def language_of(meta):
     languages = set()
     for source in meta.get('sources', []):
         is_known = source['licence'] == LICENCES.get(source['name'])
-        languages.add(LANGUAGES.get(source['name'], '') if is_known else '')
+        languages.add(LANGUAGES.get(source['name'], 'ko') if is_known else '')
     return languages.pop() if len(languages) == 1 else ''
 
 
@@ -480,29 +477,11 @@ def card_header(arch, licences, language):
     return '\n'.join(lines) + '\n'
 
 
-def kind_in_words(config):
-    if config.arch == 'decoder':
-        return 'A decoder (Qwen3 architecture)'
-    return f'An MLP over the last {config.window} tokens'
-
-
-def origin_in_words(meta):
-    if 'base_model' in meta:
-        return f'begun with the weights of {meta["base_model"]}'
-    return 'trained from scratch'
-
-
 def texts_in_words(ratings, language):
     """'Korean reviews', 'reviews' or 'texts': what the model writes."""
     if not ratings:
         return 'texts'
     return 'Korean reviews' if language == 'ko' else 'reviews'
-
-
-def purpose_in_words(ratings, texts):
-    if len(ratings) < 2:
-        return f'to write {texts} like those below.'
-    return f'to write {texts} of a given rating and to tell the rating of a review.'
 
 
 def source_rows(meta):
@@ -548,13 +527,14 @@ for text in tokenizer.batch_decode(written, skip_special_tokens=True):
 """
 
 
-def reading_example(meta, ratings):
+def reading_example(meta, ratings, language):
     """More lines of the same code block: how to ask the model for the rating of a review."""
     starts = meta['starts']
     rating_ids = [starts[str(n)] for n in ratings]
     names = ', '.join(RATING_NAMES[n][0] for n in ratings)
+    review = '다시는 안 가요' if language == 'ko' else 'A review of yours'
     return f"""
-review = tokenizer.encode("다시는 안 가요", add_special_tokens=False)
+review = tokenizer.encode("{review}", add_special_tokens=False)
 ids = torch.tensor([[{meta['eos']}, {starts['unknown']}, *review]])  # its rating is hidden
 logits = model(ids).logits[0, -1, {rating_ids}]
 print(logits.softmax(dim=0).tolist())  # {names}

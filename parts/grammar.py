@@ -1,4 +1,4 @@
-"""The demo corpus: restaurant reviews from a small grammar whose entropy is known exactly.
+"""The demo corpus: restaurant reviews from a small grammar, every probability of which is known.
 
 A language model can be no better than its text is predictable. For real reviews nobody knows how
 predictable they are, so a loss of 2.1 may be excellent or poor. Here the reviews come from a
@@ -7,7 +7,6 @@ for the loss:
 
     floor     the mean of -log2 P over the validation reviews, in bits per character. A model can be
               below it by luck, but not by learning
-    entropy   what that mean is expected to be, over all reviews that the grammar can write
 
 How a review is built. First come the four things that hold throughout, then the text from left to
 right:
@@ -31,7 +30,6 @@ the sound before them: see josa.
 import math
 import random
 from bisect import bisect
-from collections import defaultdict
 from functools import lru_cache, partial
 from itertools import accumulate
 
@@ -331,7 +329,7 @@ def all_themes():
 THEMES = all_themes()
 
 
-# --- three walks over the tree: write a review, average over all, find one again ---
+# --- writing a review ---
 
 def draw(node, uniform, out):
     """Append the strings of one throw to out. Returns its bits, -log2 of its probability."""
@@ -344,44 +342,6 @@ def draw(node, uniform, out):
     return node.bits[face] + draw(node.nodes[face], uniform, out)
 
 
-@lru_cache(None)
-def mean(node):
-    """Expected (bits, characters). They add up along a tuple; a die adds its own entropy."""
-    if type(node) is str:
-        return 0.0, len(node)
-    bits = 0.0
-    chars = 0.0
-    if type(node) is tuple:
-        for part in node:
-            part_bits, part_chars = mean(part)
-            bits += part_bits
-            chars += part_chars
-    else:
-        for p, own_bits, option in zip(node.p, node.bits, node.nodes):
-            option_bits, option_chars = mean(option)
-            bits += p * (own_bits + option_bits)
-            chars += p * option_chars
-    return bits, chars
-
-
-def inside(node, text, begins):
-    """All derivations of text[begin:end] from node: {begin: probability} → {end: probability}.
-
-    This is the inside algorithm for probabilistic grammars (Baker 1979), from left to right.
-    """
-    if type(node) is str:
-        return {begin + len(node): p for begin, p in begins.items() if text.startswith(node, begin)}
-    if type(node) is tuple:
-        for part in node:
-            begins = inside(part, text, begins) if begins else begins
-        return begins
-    ends = defaultdict(float)
-    for p, option in zip(node.p, node.nodes):
-        for end, q in inside(option, text, begins).items():
-            ends[end] += p * q
-    return ends
-
-
 def reviews(n, seed=0):
     """Yield n times (rating, text, bits), where bits is -log2 P(rating, text)."""
     uniform = random.Random(seed).random
@@ -391,19 +351,3 @@ def reviews(n, seed=0):
         out = []
         bits = THEMES.bits[face] + draw(story(*theme), uniform, out)
         yield theme[0], ''.join(out), bits
-
-
-def review_bits(rating, text):
-    """-log2 P(rating, text), found from the text alone; infinite if the grammar cannot write it."""
-    total = 0.0
-    for p, theme in zip(THEMES.p, THEMES.nodes):
-        menu = theme[3]
-        if theme[0] == rating and menu in text:  # every story names its menu
-            ends = inside(story(*theme), text, {0: 1.0})
-            total += p * ends.get(len(text), 0.0)
-    return -math.log2(total) if total else math.inf
-
-
-def entropy():
-    """Expected (bits, characters) of a review, exactly. A floor is expected near their ratio."""
-    return mean(Choice([(p, story(*theme)) for p, theme in zip(THEMES.p, THEMES.nodes)]))

@@ -263,13 +263,13 @@ class StopRequest:
             signal.signal(number, self.hear)
 
     def hear(self, number, frame):
-        again = self.signal and number == signal.SIGINT
+        heard = self.time > 0
         # Ctrl-C reaches every process of a terminal, and torchrun passes it on once more: a second
         # one within a second is that echo
-        if again and time.monotonic() > self.time + 1:
+        if heard and number == signal.SIGINT and time.monotonic() > self.time + 1:
             os._exit(128 + number)
-        first, self.signal, self.time = not self.signal, number, time.monotonic()
-        if rank == 0 and first:
+        self.signal, self.time = number, time.monotonic()
+        if rank == 0 and not heard:
             with suppress(OSError):                           # nobody may be there to read it
                 os.write(2, b'finishing this step, then saving; Ctrl-C once more ends it at once\n')
 
@@ -284,17 +284,17 @@ NO_MEMORY = re.compile("can't allocate memory|not enough memory|out of memory", 
 
 
 @contextmanager
-def explain_failures(smaller):
+def explain_failures(advice):
     """Turn what the machine may do to a run into a sentence; a bug of ours stays a traceback.
 
-    smaller: the flag that makes a run need less memory.
+    advice: how a run needs less memory.
     """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         of_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError))
         if of_memory or NO_MEMORY.search(str(error)):
-            raise UserError(f'there is too little memory; take a smaller {smaller}') from None
+            raise UserError(f'there is too little memory; {advice}') from None
         if world_size == 1 or not LOST_PEER.search(str(error)):
             raise
         reason = str(error).splitlines()[0]

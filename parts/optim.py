@@ -109,7 +109,7 @@ def make_optimizer(model, optimizer, lr, table_decay, warm_start, dtype):
 
     optimizer: 'muon', or 'adamw' for AdamW everywhere. Muon is for matrices that mix directions. A
     row of the embedding or the head belongs to one token, and most tokens are not in a batch at
-    all: rows are learned one by one, and AdamW does that. warm_start: embedding and head hold what
+    all: each row is learned by itself, which suits AdamW. warm_start: embedding and head hold what
     was counted or trained before.
 
     table_decay: the share of embedding and head that a step at the peak rate takes away; train.py's

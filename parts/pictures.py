@@ -83,35 +83,6 @@ def draw_ladder(rows, path):
     return save_picture(figure, path)
 
 
-def draw_scaling(rows, path):
-    """Quality against cost: one point for each model. rows and result as for draw_ladder.
-
-    The cost is the arithmetic of its training: 6 operations a weight and token, and attention's.
-    """
-    rows = [row for row in rows if row.get('training_flops')]
-    if len(rows) < 2:
-        return False
-    figure, axes = new_figure(7, 4)
-    if figure is None:
-        return False
-    rows = sorted(rows, key=lambda row: row['training_flops'])
-    costs = [row['training_flops'] for row in rows]
-    bits = [row['bits_per_char'] for row in rows]
-    axes.plot(costs, bits, 'o-')
-    axes.margins(0.12)
-    for cost, y, row in zip(costs, bits, rows):
-        label = f'{row["parameters"] / 1e6:.2f}M'
-        axes.annotate(label, (cost, y), xytext=(6, 6), textcoords='offset points')
-    floor = rows[0].get('floor_bits_per_char')
-    if floor:
-        axes.axhline(floor, color='gray', ls='--', label='floor: the text itself')
-        axes.legend()
-    axes.set_xscale('log')
-    axes.set(xlabel='floating-point operations of the training', ylabel='bits per character',
-             title='parameters at each point')
-    return save_picture(figure, path)
-
-
 def save_picture(figure, path):
     """Write the picture. Returns whether it could be: the scores are told already."""
     try:

@@ -67,7 +67,7 @@ class Reader:
         """
         suffix = file_type(path)
         if suffix != '.parquet':
-            self.refuse_utf16(path)
+            self.look_at_encoding(path)
         if suffix == '.parquet':
             yield from self.parquet_rows(path)
         elif suffix == '.jsonl':
@@ -81,21 +81,28 @@ class Reader:
         """Open a file for reading text, packed or not."""
         return opener(path)(path, 'rt', encoding=self.encoding, newline=newline)
 
-    def refuse_utf16(self, path):
-        """Raise UnicodeError where a file is in UTF-16 and nobody said so: as UTF-8 much of that is
-        valid.
+    def look_at_encoding(self, path):
+        """Raise UnicodeError where a file is in UTF-16 and nobody said so, since as UTF-8 much of
+        that is valid; and where it is UTF-8 and should be cp1252, which nearly anything is.
         """
-        if not re.search('16|32', self.encoding):
-            with opener(path)(path, 'rb') as file:
-                if has_zeros(file.read(1 << 12)):
-                    raise UnicodeError
+        name = codecs.lookup(self.encoding).name
+        if name == 'iso8859-1':  # Windows's, as in browsers: quotes and dashes, not controls
+            self.encoding = name = 'cp1252'
+        with opener(path)(path, 'rb') as file:
+            head = file.read(1 << 20)
+        unsaid = has_zeros(head[:1 << 12]) and not re.search('16|32', name)
+        whole = len(head) < 1 << 20
+        wrong = name == 'cp1252' and not head.isascii() and decodes(head, 'utf-8', whole)
+        if unsaid or wrong:
+            raise UnicodeError
 
     # --- columns ---
 
-    def choose_columns(self, names, first=(None, None)):
+    def choose_columns(self, names, first=(None, None), sparse=False):
         """(text column, rating column or None) among the names of all columns. Raises UserError.
 
-        first: those that stand, where they are among the names.
+        first: those that stand, where they are among the names. sparse: whether a rating column
+        that a person named may be missing.
         """
         names = tuple(names)
         if names not in self.chosen:
@@ -105,7 +112,9 @@ class Reader:
                                 f'is the text (if these are no names of columns, the line with '
                                 f'the names is missing)')
             rating = None
-            if self.rating_column != 'none':
+            missing = sparse and self.rating_column and not any(
+                plain(name) == plain(self.rating_column) for name in names)
+            if self.rating_column != 'none' and not missing:
                 rating = find_column(names, self.rating_column, RATING_COLUMNS, '--rating_column')
             self.chosen[names] = (text, rating)
         pair = tuple(old if old in names else new for old, new in zip(first, self.chosen[names]))
@@ -121,7 +130,7 @@ class Reader:
             elif self.unit == 'paragraph':
                 yield from paragraphs(file)
             else:
-                refuse_tables(self.open(path))
+                refuse_tables(self.open(path), self.text_column)
                 for line in file:
                     yield line, None
 
@@ -133,7 +142,7 @@ class Reader:
             for n, line in enumerate(file, 1):
                 line = line.replace('\ufeff', '').strip()
                 if not line:
-                    yield LeftOut('empty'), None
+                    yield None, None
                     continue
                 try:
                     row = json.loads(line, object_pairs_hook=unique_keys)
@@ -145,9 +154,11 @@ class Reader:
                 if not isinstance(row, dict):
                     raise UserError(f'line {n} is no JSON object; each line of a .jsonl is one, '
                                     f'as {{"text": "…", "label": 1}}')
-                text, rating = self.choose_columns(row, first)
+                text, rating = self.choose_columns(row, first, sparse=True)
                 first = first[0] or text, first[1] or rating
                 yield row[text], row.get(rating)
+        if first[0] and not first[1] and self.rating_column not in ('', 'none'):
+            raise UserError(f'no object has the key {self.rating_column!r} (--rating_column=)')
 
     # --- tables ---
 
@@ -173,9 +184,11 @@ class Reader:
         excel = re.fullmatch(r'"?sep=(.)"?', first.strip('\ufeff\r\n '))
         if excel:
             delimiter = excel[1]
+        elif suffix == '.tsv' and '\t' in first:
+            delimiter = '\t'
         else:
-            likely = ('\t', ',', ';') if suffix == '.tsv' else (',', ';', '\t')
-            delimiter = max(likely, key=first.count)  # of equals the first
+            marks = '\t,;' if suffix == '.tsv' else ',;\t'
+            delimiter = max(marks, key=first.count)  # of equals the first
         quoted = delimiter != '\t' or self.is_quoted(path)
         spaced = f'{delimiter} ' in first  # label, text
         lines = numbered_cells(self, path, delimiter, quoted, spaced)
@@ -191,7 +204,7 @@ class Reader:
         usual = {plain(name) for name in header}
         for n, cells in lines:
             if not any(cells) or len(cells) == 1 < len(header) and not cells[0].strip():
-                yield LeftOut('empty'), None
+                yield None, None
             elif len(cells) != len(header):
                 raise UserError(f'line {n} has {len(cells)} cells and the first line has '
                                 f'{len(header)}; a text with a {DELIMITERS.get(delimiter, "mark")} '
@@ -215,7 +228,7 @@ class Reader:
 
         def rows(quoted):
             for _, cells in numbered_cells(self, path, '\t', quoted):
-                if any(cells) and cells[0].strip('\ufeff"') != 'sep=':             # of Excel
+                if any(map(str.strip, cells)) and cells[0].strip('\ufeff"') != 'sep=':  # of Excel
                     yield cells
 
         for cells in rows(quoted=False):
@@ -258,12 +271,15 @@ def numbered_cells(reader, path, delimiter, quoted, spaced=False):
     if quoted:
         with reader.open(path, newline='') as file:  # a quoted cell may hold line breaks
             rows = csv.reader(file, delimiter=delimiter, strict=True, skipinitialspace=spaced)
+            end = 0                                            # of the last row that was right
             try:
                 for cells in rows:
-                    yield rows.line_num, cells
+                    end = rows.line_num
+                    yield end, cells
             except csv.Error as error:
-                raise UserError(f'line {rows.line_num}: {error}; a text with quotes stands in '
-                                f'quotes, its own doubled') from None
+                several = f's {end + 1} to' if rows.line_num > end + 1 else ''
+                raise UserError(f'line{several} {rows.line_num}: {error}; a text with quotes '
+                                f'stands in quotes, its own doubled') from None
         return
     with reader.open(path, newline='') as file:  # an old Mac ends its lines so; else it is text
         newline = '\r' if file.readline().endswith('\r') else '\n'
@@ -350,21 +366,27 @@ def paragraphs(file):
             yield ''.join(lines).removesuffix('\n'), None
 
 
-def refuse_tables(file):
-    """Raise UserError where a plain text is a table, or JSON, by the looks of its first lines."""
+def refuse_tables(file, wanted):
+    """Raise UserError where a plain text is a table, or JSON, by the looks of its first lines.
+
+    wanted: the column of the texts, where a person named it.
+    """
     with file:
         lines = [line.rstrip('\n') for line in islice(file, 100)]
     if not lines:
         return
     advice = 'or, if it is plain text, --unit=file or --unit=paragraph reads it'
+    full = [line.strip() for line in lines if line.strip()]
     for delimiter, suffix in (('\t', '.tsv'), (',', '.csv'), (';', '.csv')):
         names = [plain(cell) for cell in lines[0].split(delimiter)]                # quoted or not
+        named = wanted and plain(wanted) in names
         has_text = any(name in names for name in TEXT_COLUMNS)
         has_rating = any(name in names for name in RATING_COLUMNS)
-        if has_text and (has_rating or delimiter == '\t') and len(names) > 1:
+        even = len(full) > 1 and len({line.count(delimiter) for line in full}) == 1
+        likely = has_text and (has_rating or even or delimiter == '\t')
+        if (named or likely) and len(names) > 1:
             raise UserError(f'this is a table with the columns {lines[0]!r}; name it {suffix} '
                             f'({advice})')
-    full = [line.strip() for line in lines if line.strip()]
     if len(full) > 1 and all('\t' in line for line in full):
         n_cells = sorted({line.count('\t') + 1 for line in full})
         raise UserError(f'this is a table: each line has {" or ".join(map(str, n_cells))} cells, '
@@ -385,10 +407,11 @@ def explain_encoding(path, encoding):
     n_bad = text.count('\ufffd')
     n_foreign = sum(not character.isascii() for character in text)
     few_are_bad = n_bad * 10 < n_foreign or n_bad <= 1
-    if few_are_bad and not has_zeros(head) and '16' not in named:
+    likely, advice = guess_encoding(head)
+    is_utf8 = likely == 'utf-8' != codecs.lookup(named).name and not head.isascii()
+    if few_are_bad and not is_utf8 and not has_zeros(head) and '16' not in named:
         with opener(path)(path, 'rb') as file:
             return f'{path}{first_bad_byte(file, named)}'
-    likely, advice = guess_encoding(head)
     if likely == named:
         return f'{path} is not {named} throughout; is it whole?'
     return f'{path} is not {named}; {advice}'
@@ -413,9 +436,10 @@ def first_bad_byte(file, encoding):
             if error.end == len(line) and 'end of data' in error.reason:
                 return f', line {n}: it ends within a character, after {before!r}; is it whole?'
             byte = line[error.start]
+            other = '' if encoding == 'cp1252' else ' (--encoding=cp1252, perhaps)'
             return (f', line {n}: after {before!r} stands the byte 0x{byte:02x} (byte '
                     f'{offset + error.start:,} of the file), which is not {encoding}; mend it, say '
-                    f'in which encoding it is (--encoding=cp1252, perhaps), or drop all such bytes '
+                    f'in which encoding it is{other}, or drop all such bytes '
                     f'(iconv -c -f {encoding} -t {encoding})')
         offset += len(line)
     return f' is not {encoding}'
@@ -442,10 +466,12 @@ def guess_encoding(head):
     return '', 'convert it to UTF-8 (iconv -f ENCODING -t UTF-8) or say --encoding='
 
 
-def decodes(head, encoding):
-    """Whether the beginning of a file is in an encoding; it may end within a character."""
+def decodes(head, encoding, whole=False):
+    """Whether the beginning of a file, or a whole one, is in an encoding. A beginning may end
+    within a character.
+    """
     try:
-        codecs.getincrementaldecoder(encoding)().decode(head)
+        codecs.getincrementaldecoder(encoding)().decode(head, final=whole)
     except UnicodeError:
         return False
     return True

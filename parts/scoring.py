@@ -177,54 +177,27 @@ def log_joint(model, texts, rating_ids, batch_tokens=8192):
 
 # --- negative or positive? ---
 
-def sentiment(model, rating_ids, rated, own_nats, batch_tokens=8192):
+def sentiment(model, rating_ids, rated, batch_tokens=8192):
     """Negative against positive, as the authors of KR3 test it: see sentiment_scores.
 
-    rated: [(rating, ids)] of negative (0) and positive (1) reviews. own_nats: the surprise of each
-    under its own rating.
+    rated: [(rating, ids)] of negative (0) and positive (1) reviews.
     """
-    if model.config.reads_ratings:
-        log_odds, even_log_odds = asked_log_odds(model, rating_ids, rated, batch_tokens)
-    else:
-        log_odds, even_log_odds = likelihood_ratios(model, rating_ids, rated, own_nats,
-                                                    batch_tokens)
-    truth = [rating for rating, _ in rated]
-    return sentiment_scores(truth, log_odds, even_log_odds)
+    texts = [ids for _, ids in rated]
+    log_odds, even_log_odds = positive_log_odds(model, rating_ids, texts, batch_tokens)
+    return sentiment_scores([rating for rating, _ in rated], log_odds, even_log_odds)
 
 
 @torch.inference_mode()
-def asked_log_odds(model, rating_ids, rated, batch_tokens):
-    """log P(positive | text) less log P(negative | text), for every review; and the same without
-    P(rating). rated: see sentiment().
+def positive_log_odds(model, rating_ids, texts, batch_tokens=8192):
+    """log P(positive | text) less log P(negative | text), for every text; and the same without
+    P(rating), which is what the model expects after a lone `</s>`.
     """
     two_ids = rating_ids[:2]
-    texts = [ids for _, ids in rated]
-    log_probs = asked_ratings(model, texts, two_ids, batch_tokens).double()
+    log_probs = rating_log_probs(model, texts, two_ids, batch_tokens).double()   # (N, 2)
     nothing_read = torch.tensor([[model.config.eos]], device=model.lm_head.weight.device)
     prior = model(nothing_read)[0, 0, two_ids].cpu().double()  # an Apple GPU has no doubles
     log_odds = log_probs[:, 1] - log_probs[:, 0]
-    even_log_odds = log_odds - (prior[1] - prior[0])
-    return log_odds.tolist(), even_log_odds.tolist()
-
-
-def likelihood_ratios(model, rating_ids, rated, own_nats, batch_tokens):
-    """log P(positive, text) less log P(negative, text), for every review; and the same without
-    P(rating). The surprise under its own rating is known, so one more pass, under the other, does.
-    """
-    eos = model.config.eos
-    flipped = [[eos, rating_ids[1 - rating], *ids, eos] for rating, ids in rated]
-    other_nats = [nats for nats, _ in surprise(model, flipped, batch_tokens)]
-    log_odds, even_log_odds = [], []
-    for (rating, _), own, other in zip(rated, own_nats, other_nats):
-        sign = 1 if rating == 1 else -1                       # evidence counts towards positive
-        log_odds.append(sign * difference_of_sums(other, own))
-        even_log_odds.append(sign * difference_of_sums(other[1:], own[1:]))  # [0] is the rating's
-    return log_odds, even_log_odds
-
-
-def difference_of_sums(a, b):
-    """Sum of a less sum of b, in double precision: exactly 0 where the two are equal."""
-    return (a.double().sum() - b.double().sum()).item()
+    return log_odds.tolist(), (log_odds - (prior[1] - prior[0])).tolist()
 
 
 def sentiment_scores(truth, log_odds, even_log_odds):

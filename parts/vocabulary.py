@@ -32,6 +32,11 @@ class Vocabulary:
     file         the name of the vocabulary's file
     content      the bytes of that file
     licence      of one that was not learned here, '' where it is not known
+
+    encode(texts)     a list of ids for each text; control ids are never among them
+    decode(ids)       their text; control ids have none
+    as_tokenizer()    the same for the `tokenizers` library, with which Transformers reads it; it
+                      composes letters by NFC, as clean() does before a text comes here
     """
     licence = ''
 
@@ -46,19 +51,11 @@ class Vocabulary:
         self.unknown_ids = unknown_ids
         self.banned = [no_rating, *ratings, *unknown_ids]
 
-    def encode(self, texts):
-        """A list of ids for each text; control ids are never among them."""
-        raise NotImplementedError
-
     def cut(self, text, length):
         """A text as pieces of about this many characters whose ids, one after the other, are those
         of the text.
         """
         return [text]
-
-    def decode(self, ids):
-        """The text of these ids. Control ids have none."""
-        raise NotImplementedError
 
     def n_unseen(self, text, ids):
         """How many characters of a text its ids do not tell, because they are `<unk>` or left out.
@@ -66,13 +63,6 @@ class Vocabulary:
         White space that a vocabulary of the Hub leaves out is not among them.
         """
         return 0
-
-    def as_tokenizer(self):
-        """The same vocabulary for the `tokenizers` library, with which Transformers reads it.
-
-        It composes letters by NFC, as clean() does before a text comes here.
-        """
-        raise NotImplementedError
 
 
 # --- sub-words ---

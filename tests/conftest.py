@@ -189,6 +189,13 @@ def read_json(path):
     return json.loads(path.read_text('utf-8'))
 
 
+def edit(file, **changes):
+    """Change keys of a JSON file; None removes one."""
+    content = {**read_json(file), **changes}
+    content = {key: value for key, value in content.items() if value is not None}
+    file.write_text(json.dumps(content), 'utf-8')
+
+
 def last_weights(folder):
     return torch.load(folder / 'state.pt', weights_only=True)['model']
 

@@ -201,7 +201,7 @@ def test_the_plays_are_drawn(tmp_path):
 # --- the staircase ---
 
 @pytest.mark.parametrize(
-    'ways', ['', 'masks', 'packing', 'short_rows', 'schedule', 'small_weights'])
+    'ways', ['', 'masks', 'packing', 'short_rows', 'schedule', 'small_weights', 'fewer_counts'])
 def test_without_an_idea_the_run_is_another_one(ways, demo, tmp_path):
     flags = [f'--data_dir={demo}', '--n_tokens=0.004', '--chunk_size=1024', '--batch_size=1',
              '--d_model=32', '--n_layers=1', '--compile=false', '--dtype=float32', '--device=cpu',
@@ -236,8 +236,8 @@ def test_the_staircase_is_drawn_from_runs_that_were_kept(tmp_path):
 def test_the_staircase_climbs_and_makes_no_run_twice(demo, tmp_path):
     flags = [f'--data_dir={demo}', '--n_tokens=0.003', '--batch_size=1', '--eval_tokens=0.002',
              '--rates=1e-3', f'--results={tmp_path}/runs.csv']
-    first = bench('staircase', *flags, timeout=900)           # fourteen runs
-    assert first.count('seed 0') == 14
+    first = bench('staircase', *flags, timeout=900)           # fifteen runs
+    assert first.count('seed 0') == 15
     assert 'ours without: whole texts in a row' in first
     again = bench('staircase', *flags)
     assert again.strip() and again in first                   # the table alone

@@ -254,9 +254,15 @@ def test_validation_reads_every_text_once_and_as_much_as_it_is_asked_to(open_dat
     real = y >= 0
     pairs = sorted(zip(x[real].tolist(), y[real].tolist()))
     assert pairs == sorted(zip(data.tokens[:-1].tolist(), data.tokens[1:].tolist()))
-    for most, expected in ((70, 5 + 64), (1, 5)):
+    for most, expected in ((69, 5 + 64), (70, 5 + 64 + 64), (1, 5)):
         _, y = data.validation_batch(data.validation_rows(most))
         assert (y >= 0).sum() == expected
+
+
+def test_validation_does_not_end_before_a_long_text(open_data):
+    data = open_data([3, 400])                                # a preface and a novel
+    _, y = data.validation_batch(data.validation_rows(200))
+    assert (y >= 0).sum() == 3 + 4 * 64
 
 
 # --- ratings that are asked for ---

@@ -229,6 +229,7 @@ def test_a_reader_that_has_read_enough_is_no_failure(demo, tmp_path, start):
     running.stdout = None
     _, error = running.communicate(timeout=120)
     assert (running.returncode, error) == (0, '')
+    assert load_checkpoint(tmp_path)['step'] > 0              # and nothing is lost
 
 
 # --- what a run goes on with ---

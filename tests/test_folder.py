@@ -5,23 +5,23 @@ import re
 import shutil
 import subprocess
 import sys
-import unicodedata
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, last_weights, random_model, run, same
+from conftest import SMALL, edit, last_weights, random_model, run, same
 
 from model import generate
 from parts import folder as folder_module
-from parts.corpus import NotFound, read_split
+from parts.corpus import NotFound
 from parts.errors import UserError
 from parts.folder import (
     MODEL_FLAGS,
     base_model_folder,
     load_model,
     open_model,
+    reading_example,
     save_model,
 )
 from parts.scoring import rating_log_probs
@@ -30,8 +30,6 @@ from parts.vocabulary import load_vocabulary
 EOS = 0
 NO_FLAGS = SimpleNamespace(**{name: default for name, (default, _) in MODEL_FLAGS.items()})
 SMALL_BUT_WIDTH = [flag for flag in SMALL if 'd_model' not in flag]  # that comes with the model
-ODD_TEXTS = ['', 'ㅋㅋㅋ ㅠㅠ', '맛집 😀👍🏽', '漢字 鱻味', 'Pasta 12,000원', '두\n줄', '  두  칸',
-             '끝 ', '한글', '<pos></s>', '뷁쀍', '\u200f오른쪽', '𠮷野家', '\n\n']
 
 
 def random_rows(B, T):
@@ -48,13 +46,6 @@ def largest_difference(theirs, model, idx):
     """Between the logits of Transformers' model and ours."""
     with torch.no_grad():
         return (theirs(idx).logits - model(idx)).abs().max().item()
-
-
-def edit(file, **changes):
-    """Change keys of a JSON file; None removes one."""
-    content = {**json.loads(file.read_text('utf-8')), **changes}
-    content = {key: value for key, value in content.items() if value is not None}
-    file.write_text(json.dumps(content), 'utf-8')
 
 
 # --- written and read back ---
@@ -102,12 +93,6 @@ def test_what_the_model_does_not_compute_is_refused(key, value, tmp_path):
         load_model(tmp_path)
 
 
-def test_no_other_name_becomes_a_file(tmp_path):
-    with pytest.raises(UserError, match='no file of a model folder'):
-        save_model(random_model(), tmp_path / 'm', {}, {'../bashrc': b'harm'})
-    assert not (tmp_path / 'bashrc').exists()
-
-
 def test_a_full_disk_leaves_the_folder_as_it_was(tmp_path, monkeypatch):
     save_model(random_model(), tmp_path / 'm', {'step': 1})
     before = {file.name: file.read_bytes() for file in (tmp_path / 'm').iterdir()}
@@ -135,18 +120,6 @@ def test_transformers_reads_the_folder_unconverted(tmp_path):
     ours = greedy(model, prompt, 100)
     out = theirs.generate(prompt, max_new_tokens=100, do_sample=False, pad_token_id=EOS)
     assert torch.equal(out[:, 5:], ours)
-
-
-@pytest.mark.parametrize('name', ['decoder', 'manual'])
-def test_transformers_spells_as_we_do(name, models, demo):
-    transformers = pytest.importorskip('transformers')
-    vocabulary = load_vocabulary(models / name)
-    words = transformers.AutoTokenizer.from_pretrained(models / name)
-    texts = [text for _, text in read_split(demo / 'train.txt')] * 4 + ODD_TEXTS
-    encoded = words(texts, add_special_tokens=False)['input_ids']
-    assert encoded == vocabulary.encode(texts)
-    decomposed = unicodedata.normalize('NFD', '김치찌개')      # as macOS writes it
-    assert words.encode(decomposed, add_special_tokens=False) == vocabulary.encode(['김치찌개'])[0]
 
 
 def test_a_folder_that_transformers_saved_again_gets_advice(models, tmp_path):
@@ -213,6 +186,12 @@ def test_the_card_of_texts_without_ratings_speaks_of_none(songs):
     assert '| songs |' in card
     written = run_example(songs, {'=100': '=5'})
     assert len(written) == 2
+
+
+def test_the_card_asks_for_the_rating_of_a_text_in_its_own_language():
+    meta = {'eos': 0, 'starts': {'0': 2, '1': 3, 'unknown': 1}}
+    for language, review in (('ko', '다시는 안 가요'), ('', 'A review of yours')):
+        assert f'encode("{review}"' in reading_example(meta, [0, 1], language)
 
 
 # --- fine-tuning ---
@@ -357,8 +336,6 @@ HARMS = {                  # what is done to a folder, and words of the sentence
     'half': (set_keys('config.json', intermediate_size=100.5), 'does not describe a model'),
     'layers': (set_keys('config.json', num_hidden_layers=10**9), '1,000,000,000 layers'),
     'elsewhere': (set_keys('meta.json', vocabulary='../../etc/passwd'), 'no vocabulary'),
-    'ids': (set_keys('meta.json', vocab_size=9999), '9,999 ids'),
-    'many': (set_keys('meta.json', vocab_size='many'), "vocab_size is 'many'"),
     'bits': (set_keys('meta.json', bits_per_char='few'), "bits_per_char is 'few'"),
     'source': (set_keys('meta.json', sources=['kr3']), 'no source'),
     'licence': (set_keys('meta.json', sources=[{'name': 'kr3', 'licence': []}]), 'no source'),

@@ -16,7 +16,7 @@ from model import Config, build, generate, sample_ids
 from parts.data import Batch
 from parts.guidance import Guided
 from parts.optim import make_optimizer
-from parts.scoring import asked_log_odds, log_joint, rating_log_probs, surprise
+from parts.scoring import log_joint, positive_log_odds, rating_log_probs, surprise
 from train import validate
 
 META = torch.device('meta')
@@ -159,7 +159,7 @@ def test_eval_reads_what_it_needs_once_a_batch(model, asked):
     with NoFloat64(), ZerosAreRead():
         assert rating_log_probs(model, texts, [3, 4]).shape == (3, 2)
         assert log_joint(model, texts, [3, 4]).shape == (3, 2)
-        log_odds, even = asked_log_odds(model, [3, 4], [(0, ids) for ids in texts], 64)
+        log_odds, even = positive_log_odds(model, [3, 4], texts, 64)
     assert len(log_odds) == len(even) == 3
 
 

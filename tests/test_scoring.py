@@ -123,7 +123,7 @@ def test_ratings_that_never_follow_eos_are_not_known(arch):
 def test_what_a_reading_model_says_of_negative_and_positive(arch):
     model = random_model(arch, reads_ratings=True, bos=7)
     rated = [(n % 2, random_ids(n + 1, seed=n)) for n in range(30)]
-    scores = sentiment(model, [1, 2, 3], rated, own_nats=None)
+    scores = sentiment(model, [1, 2, 3], rated)
     prior = model(torch.tensor([[EOS]]))[0, 0].log_softmax(dim=-1)[1:3]
     log_probs = rating_log_probs(model, [ids for _, ids in rated], [1, 2])
     truth = torch.tensor([rating for rating, _ in rated])
@@ -141,9 +141,7 @@ def test_what_a_reading_model_says_of_negative_and_positive(arch):
 def test_scores_that_all_tie_are_no_better_than_a_coin():
     model = fresh_model()                                     # says log 50 nats of every token
     rated = [(rating, random_ids(n, seed=n)) for n, rating in enumerate([0, 1, 1, 0, 1, 1, 1])]
-    reviews = [[EOS, 1 + rating, *ids, EOS] for rating, ids in rated]
-    own_nats = [nats for nats, _ in surprise(model, reviews)]
-    scores = sentiment(model, [1, 2], rated, own_nats)
+    scores = sentiment(model, [1, 2], rated)
     assert scores['sentiment_balanced_accuracy'] == 0.5
     assert scores['sentiment_balanced_accuracy_at_even_odds'] == 0.5
     assert scores['sentiment_auc'] == 0.5

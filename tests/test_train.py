@@ -1,7 +1,10 @@
 """train.py as a user runs it: one process and several, the log, the folder, a person's mistakes."""
 import math
+import os
 import re
 import shutil
+import subprocess
+import sys
 import textwrap
 from types import SimpleNamespace
 
@@ -13,9 +16,6 @@ from safetensors.torch import load_file
 import train
 from model import Config
 from parts.budget import length_for, shape_for
-from parts.checkpoint import load_checkpoint
-from parts.data import Data, read_meta
-from parts.optim import make_optimizer
 
 # nine steps
 SHORT = [*SMALL, '--n_tokens=0.005', '--eval_tokens=0.002']
@@ -36,22 +36,28 @@ def test_any_seed_is_a_seed_and_gives_a_run_of_its_own(demo, tmp_path):
     assert not same(last_weights(tmp_path / 'a'), last_weights(tmp_path / 'b'))
 
 
-def test_the_nine_lines_of_the_readme_train_the_same_weights(demo, tmp_path):
-    flags = [*SHORT, '--read_share=0', '--log_interval=9']
-    run('train.py', f'--data_dir={demo}', *flags, f'--out_dir={tmp_path}')
-    settings = SimpleNamespace(**load_checkpoint(tmp_path)['settings'])
-    meta = read_meta(settings.data_dir, settings.mode)
-    data = Data(settings, meta)
-    model = train.new_model(settings, data, meta, None)
-    _, warm_start = train.first_weights(model, settings, data, None, None)
-    optimizer = make_optimizer(model, 'muon', settings.lr, 0.0, warm_start, torch.float32)
-    names = {**vars(train), 'data': data, 'model': model, 'optimizer': optimizer,
-             'lr': settings.lr, 'clip_grad_norm_': torch.nn.utils.clip_grad_norm_}
-    readme = (ROOT / 'README.md').read_text('utf-8')
-    loop = re.search('^    for step in range.*\n(    .*\n)*', readme, re.MULTILINE)[0]
-    exec(textwrap.dedent(loop), names)
-    assert loop.count('\n') == 9
-    assert same(model.state_dict(), last_weights(tmp_path))
+@pytest.mark.parametrize('page', ['README.md', 'README.ko.md'])
+def test_the_program_of_the_readme_trains_the_same_weights(page, demo, tmp_path):
+    shape = ['--d_model=128', '--n_layers=4', '--nhead=4', '--chunk_size=64', '--batch_size=12',
+             '--n_tokens=0.01', '--lr=8e-3', '--read_share=0', '--compile=false',
+             '--dtype=float32']
+    run('train.py', f'--data_dir={demo}', *shape, f'--out_dir={tmp_path / "out"}')
+    readme = (ROOT / page).read_text('utf-8')
+    program = re.search('^    import torch\n(    .*\n|\n)*', readme, re.MULTILINE)[0]
+    program = textwrap.dedent(program)
+    for old, new in (("'data/shakespeare', 'manual'", f"'{demo}', 'tokenizer'"),
+                     ('settings.n_tokens = 64, 12, 0.2', 'settings.n_tokens = 64, 12, 0.01'),
+                     ('meta = ', 'settings.read_share = 0\nmeta = ')):
+        assert old in program
+        program = program.replace(old, new)
+    program += f"torch.save(model.state_dict(), '{tmp_path / 'weights.pt'}')\n"
+    (tmp_path / 'first.py').write_text(program, 'utf-8')
+    words = [sys.executable, str(tmp_path / 'first.py')]
+    done = subprocess.run(words, cwd=ROOT, env={**os.environ, 'PYTHONPATH': str(ROOT)}, text=True,
+                          capture_output=True)
+    assert done.stderr == ''
+    assert len(done.stdout.splitlines()) == 10_000 // (12 * 64)
+    assert same(torch.load(tmp_path / 'weights.pt'), last_weights(tmp_path / 'out'))
 
 
 def test_the_log_tells_how_the_run_went(models):
@@ -314,6 +320,8 @@ def test_a_run_has_no_time_where_beginning_takes_all_of_it(demo, tmp_path):
     flags = [f'--data_dir={demo}', f'--out_dir={tmp_path}', '--d_model=32', '--n_layers=1']
     error = run('train.py', *flags, '--minutes=1e-5', ok=False).stderr
     assert 'minutes=1e-05: to begin takes' in error
+    error = run('train.py', *flags, '--minutes=2', '--optimizer=adamw', ok=False).stderr
+    assert 'with --optimizer=adamw say one' in error
     error = run('train.py', *flags, '--minutes=2', '--n_tokens=0.5', ok=False).stderr
     assert 'minutes=2 and n_tokens=0.5: both say how much is read' in error
 

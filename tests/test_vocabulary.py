@@ -68,15 +68,6 @@ def test_a_line_break_and_an_indentation_are_pieces(pieces):
     assert any(name.startswith('▁▁▁▁') for name in names)
 
 
-def test_characters_keep_line_breaks(train_txt):
-    vocabulary = Characters.train(train_txt, min_count=1)
-    text = '\n'.join(LINES)
-    ids = vocabulary.encode([text])[0]
-    assert vocabulary.decode(ids) == text
-    tokenizer = vocabulary.as_tokenizer()
-    assert tokenizer.encode(text, add_special_tokens=False).ids == ids
-
-
 # --- what a vocabulary hides ---
 
 def test_hidden_characters_are_counted(train_txt, pieces):
@@ -105,12 +96,21 @@ def test_only_known_names_become_a_path(vocabulary, pieces, tmp_path):
             read(tmp_path)
 
 
-@pytest.mark.parametrize('characters', [
-    [*CONTROL_TOKENS, '<unk>', 7], {'</s>': 0}, 7, [*CONTROL_TOKENS, '가']],
-    ids=['number', 'object', 'no list', 'no unk'])
-def test_characters_that_are_none_are_a_sentence(characters, tmp_path):
-    (tmp_path / 'meta.json').write_text(json.dumps({'vocabulary': 'characters.json'}))
-    (tmp_path / 'characters.json').write_text(json.dumps(characters))
+@pytest.mark.parametrize('name, content', [
+    ('characters.json', [*CONTROL_TOKENS, '<unk>', 7]),
+    ('characters.json', [*CONTROL_TOKENS, '가']),              # no <unk>
+    ('characters.json', {'</s>': 0}),
+    ('characters.json', 7),
+    ('characters.json', None),                                # no file
+    ('tokenizer.model', ''),
+    ('tokenizer.model', 'junk'),
+    ('tokenizer.json', {}),
+])
+def test_a_damaged_vocabulary_is_a_sentence(name, content, tmp_path):
+    (tmp_path / 'meta.json').write_text(json.dumps({'vocabulary': name}))
+    if content is not None:
+        text = content if isinstance(content, str) else json.dumps(content)
+        (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match='no vocabulary that can be read'):
         load_vocabulary(tmp_path)
 
