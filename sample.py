@@ -8,7 +8,7 @@
     beginning → ids → </s> <rating> ids… (B, T) → logits (B, V) → one id a row (B,), again and again
     until </s> → text
 
-Start reading here: main, write_texts and write_batch tell the story from a person's side.
+main, write_texts and write_batch tell the story from a person's side.
 How ids become logits, and logits the next ids, is in model.py.
 """
 import os

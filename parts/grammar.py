@@ -23,9 +23,9 @@ right:
 The letters nearby do not say which menu comes back, which aspect is used up, or that this reviewer
 ends on -어요: a model has to look back for it. That is what attention is for.
 
-One regularity of Korean keeps this page short: every predicate is a stem (맛있었, 싶, 가겠) to
-which each ending and each conjunction (고, 지만, 는데) attaches unchanged. Only particles depend on
-the sound before them: see josa.
+One regularity of Korean keeps this page short: every predicate is a stem with its tense (맛있었,
+가겠), to which each ending and each conjunction (고, 지만, 는데) attaches unchanged. Only particles
+depend on the sound before them: see josa.
 """
 import math
 import random

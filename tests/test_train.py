@@ -43,20 +43,23 @@ def test_the_program_of_the_readme_trains_the_same_weights(page, demo, tmp_path)
              '--dtype=float32']
     run('train.py', f'--data_dir={demo}', *shape, f'--out_dir={tmp_path / "out"}')
     readme = (ROOT / page).read_text('utf-8')
-    program = re.search('^    import torch\n(    .*\n|\n)*', readme, re.MULTILINE)[0]
-    program = textwrap.dedent(program)
+    begin, end = readme.index('    import torch\n'), readme.index("end='')\n") + 8
+    lines = [line for line in readme[begin:end].splitlines() if line.startswith('    ')]
+    program = textwrap.dedent('\n'.join(lines))
     for old, new in (("'data/shakespeare', 'manual'", f"'{demo}', 'tokenizer'"),
                      ('settings.n_tokens = 64, 12, 0.2', 'settings.n_tokens = 64, 12, 0.01'),
                      ('meta = ', 'settings.read_share = 0\nmeta = ')):
         assert old in program
         program = program.replace(old, new)
-    program += f"torch.save(model.state_dict(), '{tmp_path / 'weights.pt'}')\n"
+    program += f"\ntorch.save(model.state_dict(), '{tmp_path / 'weights.pt'}')\n"
     (tmp_path / 'first.py').write_text(program, 'utf-8')
     words = [sys.executable, str(tmp_path / 'first.py')]
     done = subprocess.run(words, cwd=ROOT, env={**os.environ, 'PYTHONPATH': str(ROOT)}, text=True,
                           capture_output=True)
     assert done.stderr == ''
-    assert len(done.stdout.splitlines()) == 10_000 // (12 * 64)
+    losses = re.findall(r'^\d+ (\d+\.\d+)$', done.stdout, re.MULTILINE)
+    assert len(losses) == 10_000 // (12 * 64)
+    assert len(done.stdout.partition(losses[-1])[2]) > 5      # what it writes
     assert same(torch.load(tmp_path / 'weights.pt'), last_weights(tmp_path / 'out'))
 
 
