@@ -116,7 +116,7 @@ def draw_runs(rows):
     for name, points in groups.items():
         axes.plot(*zip(*points), 'o', label=name)
     axes.axhline(GPU_RECIPE, color='gray', ls='--', lw=1,
-                 label="nanoGPT's README: its GPU recipe, three minutes on an A100, in random windows")
+                 label="nanoGPT's README: its GPU recipe, on an A100, in random windows")
     axes.set_xscale('log')
     axes.set_xticks([30, 60, 120, 300, 600], ['30 s', '1 min', '2 min', '5 min', '10 min'])
     axes.minorticks_off()
