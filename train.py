@@ -541,11 +541,11 @@ def choose_computation(model, run, data, device):
     spins = os.environ.get('GOMP_SPINCOUNT')
     spins = f', threads that wait spin {spins} times' if spins else ''
     n_val, all_val = run.eval_tokens * 1e6, len(data.val_tokens)
-    validation = f'; validation: the first {n_val:,.0f} of {all_val:,}' if n_val < all_val else ''
+    part = f'; validation: the first {n_val:,.0f} of {all_val:,}' if 0 < n_val < all_val else ''
     print0(f'{run.arch} of {n_parameters:,} parameters on {world_size} × {device.type} in {how}, '
            f'{"" if compiled else "not "}compiled, measured peak {peak / 1e12:.2f} TFLOP/s{spins}\n'
            f'{data.steps:,} steps of {data.tokens_per_step:,} tokens: '
-           f'{run.epochs} × {data.tokens_per_epoch:,}{validation if n_val else ""}')
+           f'{run.epochs} × {data.tokens_per_epoch:,}{part}')
     return dtype, compiled, peak
 
 

@@ -10,7 +10,8 @@ def keep_run(path, run):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     is_new = not path.exists()
-    if not is_new and list(read_runs(path)[0]) != list(run):
+    kept = read_runs(path)
+    if kept and list(kept[0]) != list(run):
         raise UserError(f'{path} has other columns; move it away or name another --results')
     with open(path, 'a', encoding='utf-8', newline='') as file:
         writer = csv.DictWriter(file, run)

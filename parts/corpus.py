@@ -622,7 +622,7 @@ def split_rows(unit, val_ratio, labels, numbered_rows):
         except UserError as error:
             raise UserError(f'{file}, row {n:,}: {error}') from None
         report.ratings[rating] += 1
-        if labels.bare(str(label)).isdigit():
+        if rating not in (UNKNOWN, *report.digits) and labels.bare(str(label)).isdigit():
             report.digits.add(rating)
         if whole_file:
             # pieces of one text cannot be shuffled between the sides: its end is validation
@@ -1050,11 +1050,11 @@ def encode_file(vocab, path, stream, batch_size, chunk_size):
         closing(encoded),
         tqdm(desc=f'encode {path.name}', unit=' texts', mininterval=0.5, disable=None) as bar,
     ):
-        for ids, lengths, batch_chars in encoded:
+        for ids, lengths, batch_chars, batch_unknown in encoded:
             stream.append(ids, lengths)
             n_chars += batch_chars
             n_fitting += int((lengths <= chunk_size).sum())
-            n_unknown += int(np.isin(ids, vocab.unknown_ids).sum())
+            n_unknown += batch_unknown
             bar.update(len(lengths))
     if stream.n_texts == 0:
         raise UserError(f'{path} is empty')
@@ -1063,7 +1063,8 @@ def encode_file(vocab, path, stream, batch_size, chunk_size):
 
 
 def encode_lines(vocab, path, lines):
-    """R (line, number) → (ids of all (N,), lengths (R,), how many characters).
+    """R (line, number) → (ids of all (N,), lengths (R,), how many characters, how many of the ids
+    are <unk>).
 
     In front of the ids of each text come `</s>` and the id of its rating. Raises UserError.
     """
@@ -1078,7 +1079,8 @@ def encode_lines(vocab, path, lines):
             parts.append(ids)
         lengths = np.array([2 + len(ids) for ids in encoded])
         ids = np.fromiter(chain.from_iterable(parts), np.uint16, count=lengths.sum())
-    return ids, lengths, sum(len(text) for _, text in texts)
+    n_unknown = int(np.isin(ids, vocab.unknown_ids).sum())
+    return ids, lengths, sum(len(text) for _, text in texts), n_unknown
 
 
 def encode_long(vocab, rating, text):

@@ -88,10 +88,11 @@ class Reader:
         name = codecs.lookup(self.encoding).name
         if name == 'iso8859-1':  # Windows's, as in browsers: quotes and dashes, not controls
             self.encoding = name = 'cp1252'
+        size = 1 << 20 if name == 'cp1252' else 1 << 12
         with opener(path)(path, 'rb') as file:
-            head = file.read(1 << 20)
+            head = file.read(size)
         unsaid = has_zeros(head[:1 << 12]) and not re.search('16|32', name)
-        whole = len(head) < 1 << 20
+        whole = len(head) < size
         wrong = name == 'cp1252' and not head.isascii() and decodes(head, 'utf-8', whole)
         if unsaid or wrong:
             raise UnicodeError
