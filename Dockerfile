@@ -19,4 +19,4 @@ RUN pip install --no-cache-dir -r requirements.txt
 # All but what .dockerignore names: the scripts, model.py, parts/, config/, tests/ and docs/
 USER 1000
 COPY --chown=kr3 . .
-CMD ["sh", "-c", "python prepare.py --source=demo && python train.py config/demo.py && python sample.py"]
+CMD ["sh", "-c", "python prepare.py --source=demo && python train.py config/demo.py --init_from=auto && python sample.py"]

@@ -98,6 +98,9 @@ def read_command_line(words, defaults, description, comments):
             changed[name] = checked_value(f'--{name}', name, value, defaults, parse)
         elif word.startswith('-'):
             raise SettingError(f'{word}: settings are written --name=value; --help lists them')
+        elif not word.endswith('.py'):
+            raise SettingError(f'{word}: a word without -- names a config file, and they end in '
+                               '.py; settings are written --name=value')
         else:
             for name, value in run_config_file(word, {**defaults, **changed}).items():
                 changed[name] = checked_value(word, name, value, defaults, convert)

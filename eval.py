@@ -57,6 +57,8 @@ POSITIVE = RATING_NAMES[1][0]
 def main():
     if settings.batch_size < 1 or settings.n_tokens < 0:
         raise UserError('batch_size takes 1 or more, n_tokens 0 or more')
+    if 'text' in settings.given and not settings.text.strip():
+        raise UserError('text is empty; give a sentence, or - for the lines of the standard input')
     device = select_device(settings.device)
     keep_freed_memory(device)
     dtype, _ = select_dtype(settings.dtype, device)

@@ -44,7 +44,7 @@ from parts.corpus import (
 )
 from parts.errors import UserError, print0, run_script, user_path
 from parts.readers import UNITS, Reader
-from parts.vocabulary import Characters, SentencePiece, find_vocabulary
+from parts.vocabulary import MOST_IDS, Characters, SentencePiece, find_vocabulary
 
 # what goes in
 source = 'kr3'        # kr3, kr3_raw, nsmc, hate_speech, shakespeare, demo, a file, a folder; a,b
@@ -69,7 +69,6 @@ chunk_size = 256      # only to report how many texts fit whole into a row of so
 batch_size = 5000     # texts to encode at a time, fewer long ones; more take more memory
 settings = configure(globals())
 
-MOST_IDS = 65536  # what uint16 can tell apart
 TOKEN_FILES = [
     'train.bin', 'train_offsets.bin', 'val.bin', 'val_offsets.bin', 'meta.json',
     'tokenizer.json', 'tokenizer_config.json', 'tokenizer.model', 'characters.json',
@@ -128,7 +127,7 @@ def check_settings():
     if min(batch_size, n_reviews) < 1:
         raise UserError('batch_size and n_reviews take 1 or more')
     for name in ('source', 'text_column', 'rating_column', 'ratings', 'encoding', 'val_ratio',
-                 'n_reviews', 'seed'):
+                 'n_reviews', 'seed', *([] if model_name else ['revision'])):
         if data_dir and name in settings.given:
             raise UserError(f'{name} is for texts that are still to be split; --data_dir= only '
                             'makes ids of those that are there, so leave one of the two out')
@@ -203,6 +202,7 @@ def claim(folder, names, sources):
     another is there, or files that it must not write over.
     """
     lock_folder(folder)
+    lock_folder(folder / mode)
     finish_renames(folder)
     finish_renames(folder / mode)
     refuse_to_overwrite(folder, names, sources)
@@ -268,13 +268,13 @@ def write_tokens(vocab, texts, folder):
             create(name).write(there)
         for side, text in SIDES.items():
             stream = StreamWriter(create(f'{side}.bin'), create(f'{side}_offsets.bin'))
-            side_meta, line = write_side(vocab, texts / text, stream, meta.get('unit', unit))
+            side_meta, line = write_side(vocab, texts / text, stream, meta['unit'])
             said.append(line)
             meta |= {f'{side}_{name}': value for name, value in side_meta.items()}
-        if not meta['sources']:  # texts that somebody split and put there
-            meta['sources'] = [{'name': source_name(texts), 'licence': "the file's own",
-                                'train_reviews': meta['train_reviews'],
-                                'val_reviews': meta['val_reviews']}]
+        if len(meta['sources']) < 2:  # a person may have split the texts, or left some out since
+            theirs = {'name': source_name(texts), 'licence': "the file's own"}
+            counts = {name: meta[name] for name in ('train_reviews', 'val_reviews')}
+            meta['sources'] = [{**(meta['sources'] or [theirs])[0], **counts}]
         create('meta.json').write(to_json(meta))
     return said
 
@@ -317,6 +317,7 @@ def vocabulary_meta(vocab, texts):
         'unknown_ids': vocab.unknown_ids,  # each hides a character of the text
         'starts': dict(zip(names, vocab.start_ids)),  # the start token of each rating
         'sources': [],
+        'unit': unit,
     }
     meta |= read_texts_meta(texts)
     meta.pop('files', None)  # those that lie beside the texts

@@ -26,7 +26,7 @@ from model import generate
 from parts.corpus import RATING_NAMES, cleaner
 from parts.folder import MODEL_FLAGS, find_model_folder, open_model
 from parts.guidance import Guided
-from parts.machine import select_device
+from parts.machine import explain_failures, select_device
 from parts.scoring import rating_log_probs
 from parts.vocabulary import Characters, printable
 
@@ -50,6 +50,7 @@ BATCH_BYTES = 1 << 30      # that such a batch may keep in memory
 BETWEEN_TEXTS = 15 * '-'   # where a text may have several lines
 
 
+@explain_failures(advice='take fewer --num_samples, or where it is a GPU --device=cpu')
 def main():
     check_settings()
     device = select_device(settings.device)
@@ -59,6 +60,8 @@ def main():
         print(f'{folder}, the newest', file=sys.stderr)
     if settings.page:
         from parts.page import write_page
+        if user_path(settings.page).is_dir():
+            raise UserError(f'page={settings.page} is a folder; name a file, as page.html')
         n_bytes = write_page(model.cpu(), vocabulary, meta, user_path(settings.page))
         print(f'{settings.page}: {n_bytes / 1e6:.1f} MB; open it in a browser')
         return

@@ -103,6 +103,7 @@ settings = configure(globals())
 
 RATING_WEIGHT = 10     # a rating that is asked for counts as 10 tokens (LOG.md, Reading ratings)
 GRAD_CLIP = 1.0        # the longest gradient that is allowed
+MOST_DECAY = 1 / 30    # of the tables in one step: more would erase those of a short text
 # --minutes guesses the width from the peak, before the speed is measured:
 USUAL_SHARE = 0.45       # of the peak, which training usually reaches
 TRIAL_SHARE = 0.04       # of the time, to measure the speed,
@@ -164,7 +165,7 @@ def main():
     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
     # --- optimizer ---
-    table_decay = run.table_decay / data.steps_per_epoch
+    table_decay = min(run.table_decay / data.steps_per_epoch, MOST_DECAY)
     optimizer = make_optimizer(model, run.optimizer, run.lr, table_decay, warm_start, dtype)
     # float16 knows no number below 6e-8, so the loss is scaled up before the backward pass and the
     # gradients down after it (Micikevicius et al. 2018, arXiv:1710.03740). Other formats need none.
@@ -294,6 +295,10 @@ def begin_or_go_on(settings, out):
     checkpoint = load_checkpoint(out)
     run = adopt(settings, checkpoint['settings'], f'the run in {out} was started with',
                 f'leave it out, or begin from its model: --init_from={out} and another --out_dir')
+    # a loss over other tokens is no mark to beat, nor is that of a model that is not there
+    same_tokens = run.eval_tokens == checkpoint['settings']['eval_tokens']
+    if not same_tokens or not os.path.exists(out / 'model.safetensors'):
+        checkpoint['best'] = math.inf
     # what was measured or decided is not measured again: on a busy machine it might come out anew
     decided = {'dtype': checkpoint['dtype'],
                'compile': 'true' if checkpoint['compiled'] else 'false'}
@@ -364,13 +369,15 @@ def check_data(run, meta, checkpoint):
     """
     check_texts(Path(run.data_dir), meta)
     vocabulary = vocabulary_files(Path(run.data_dir, run.mode))
-    agreed = {name: value for name, value in kept(run).items()
-              if name not in ('data_dir', 'device', 'show')}  # each machine has its own
-    agreed['the checksum of train.bin'] = meta.get('train_crc32')
-    agreed['the checksum of the vocabulary'] = zlib.crc32(b''.join(vocabulary.values()))
     state = checkpoint or {'step': 0, 'checksum': 'none'}
-    agreed['the last step'] = state['step']
-    agreed['the checksum of state.pt'] = state['checksum']
+    agreed = {  # the causes first: who has no state.pt has none of its settings either
+        'the last step': state['step'],
+        'the checksum of state.pt': state['checksum'],
+        'the checksum of train.bin': meta.get('train_crc32'),
+        'the checksum of the vocabulary': zlib.crc32(b''.join(vocabulary.values())),
+    }
+    agreed |= {name: value for name, value in kept(run).items()
+               if name not in ('data_dir', 'device', 'show')}  # each machine has its own
     check_same_everywhere(agreed)
     if checkpoint and checkpoint['data'] != meta.get('train_crc32'):
         raise UserError(f'{run.data_dir} holds other tokens than the run in {run.out_dir} was '
@@ -419,7 +426,7 @@ def fit_to_minutes(run, meta, base, device):
     if budget < max(1, epochs) * step_tokens:
         raise UserError(f'minutes={run.minutes:g}: to begin takes {spent + again:.0f} s here, and '
                         f'a step {step_seconds:.2g} s')
-    length = length_for(n_tokens, n_weights, budget, step_tokens, epochs)
+    length = length_for(n_tokens, n_weights, budget, epochs)
     if base or run.optimizer == 'adamw':
         del length['table_decay']
     chosen |= choose(run, {**length, 'dtype': str(dtype).removeprefix('torch.'),
@@ -662,8 +669,8 @@ def log_row(data, step, seconds, train_loss, val_loss, lr):
 
 def print_row(row, data, speed, share_of_peak, stop):
     """Print a log_row(). speed: tokens a second. (Where ratings are hidden, read_share, the
-    training loss is the higher one: in validation they are not.) Where nobody reads it any more,
-    since Ctrl-C ends `| tee`, too, the run is to save and stop.
+    training loss is the higher one: in validation they are not.) Where it cannot be printed, since
+    Ctrl-C ended `| tee`, too, or the terminal is closed, the run is to save and stop.
     """
     validation = ''
     if row['val_loss'] is not None:
@@ -677,7 +684,7 @@ def print_row(row, data, speed, share_of_peak, stop):
     try:
         print(f'step {row["step"]:,}/{data.steps:,}  loss {row["train_loss"]:.3f}{validation}  '
               f'{speed:,.0f} tokens/s{share}  {minutes:.1f} min left', flush=True)
-    except BrokenPipeError:
+    except OSError:
         stop.signal = stop.signal or signal.SIGTERM
 
 
@@ -728,7 +735,7 @@ def say_goodbye(out, run, step, data, best):
         return
     print0(f'best validation loss {best:.4f}, kept in {out}; '
            f'write with: python sample.py --model_path={folder}')
-    if run.arch == 'decoder':
+    if run.arch == 'decoder' and data.meta['vocabulary'] != 'tokenizer.json':
         page = shlex.quote(f'{out}/page.html')
         print0(f'look inside: python sample.py --model_path={folder} --page={page}')
 

@@ -49,19 +49,15 @@ def shape_for(n_tokens, vocab_size, flops, chunk_size=256, d_model=0, n_layers=0
     }
 
 
-def length_for(n_tokens, n_weights, budget, step_tokens, epochs=0):
+def length_for(n_tokens, n_weights, budget, epochs=0):
     """{setting of train.py: value}: how often a model of n_weights, tables included, is to read a
-    text of n_tokens, where there is time for a budget of tokens. step_tokens: of a step. epochs:
-    where they are given.
+    text of n_tokens, where there is time for a budget of tokens. epochs: where they are given.
     """
     epochs = epochs or min(max(1, math.ceil(budget / n_tokens - 0.1)), MOST_EPOCHS)
-    # 1 an epoch, but at most a thirtieth a step, or the tables of a short text would be erased
-    n_steps = min(n_tokens, budget / epochs) / step_tokens                # of an epoch
-    table_decay = min(1.0, round(n_steps / 30, 3))
     return {
         'epochs': epochs,
         'n_tokens': round(budget / epochs / 1e6, 4) if budget < epochs * n_tokens else 0.0,
-        'table_decay': table_decay if by_heart(n_tokens, n_weights, budget, epochs) else 0.0,
+        'table_decay': 1.0 if by_heart(n_tokens, n_weights, budget, epochs) else 0.0,
     }
 
 

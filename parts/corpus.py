@@ -72,7 +72,7 @@ class Labels:
         said = {}
         for pair in ratings.split(',') if ratings else []:
             label, colon, digit = pair.rpartition(':')
-            label, rating = self.bare(label), RATING_DIGITS.get(digit.strip())
+            label, rating = self.as_compared(label), RATING_DIGITS.get(digit.strip())
             if not colon or rating is None:
                 raise UserError(f"ratings='{ratings}': it is written LABEL:RATING,LABEL:RATING, "
                                 f'as {STARS}; a rating is {rating_help()}, or - for none')
@@ -81,7 +81,7 @@ class Labels:
         self.meaning |= said
 
     @staticmethod
-    def bare(label):
+    def as_compared(label):
         """A label as it is compared: a gap in a column of pandas makes 1.0 of every 1, a database
         1.00, Excel 1,0 where that is how it writes 1.0.
         """
@@ -90,13 +90,13 @@ class Labels:
 
     def rating(self, label):
         """The rating that a label means. Raises UserError."""
-        rating = self.meaning.get(self.bare(str(label)))
+        rating = self.meaning.get(self.as_compared(str(label)))
         if rating is None and self.given:
-            raise UserError(f'its label is {label!r}, of which --ratings= says nothing')
+            raise UserError(f'its label is {shortened(label)}, of which --ratings= says nothing')
         if rating is None:
-            raise UserError(f'its label is {label!r}, and a rating is {rating_help()} or empty; '
-                            f'{STARS} says what labels mean, here stars; words are labels, too '
-                            f'(--ratings=bad:0,good:1), and --rating_column=none reads none')
+            raise UserError(f'its label is {shortened(label)}, and a rating is {rating_help()} or '
+                            f'empty; {STARS} says what labels mean, here stars; words are labels, '
+                            'too (--ratings=bad:0,good:1), and --rating_column=none reads none')
         return rating
 
     def check_seen(self, name, seen):
@@ -502,22 +502,22 @@ def numbered(file, rows):
     return n_rows
 
 
-LONG = 100_000  # characters from which on a text is worked on by itself
+LONG_TEXT = 100_000  # characters from which on a text is worked on by itself
 
 
 def batches(items, size):
     """Yield lists of `size` of the items, or of fewer where their texts are long; one of more than
-    LONG characters comes alone. An item has its text first.
+    LONG_TEXT characters comes alone. An item has its text first.
     """
     batch, n_chars = [], 0
     for item in items:
         n = len(item[0]) if isinstance(item[0], str | bytes) else 0
-        if batch and (n > LONG or len(batch) == size or n_chars + n > 50 * LONG):
+        if batch and (n > LONG_TEXT or len(batch) == size or n_chars + n > 50 * LONG_TEXT):
             yield batch
             batch, n_chars = [], 0
         batch.append(item)
         n_chars += n
-        if n > LONG:
+        if n > LONG_TEXT:
             yield batch
             batch, n_chars = [], 0
     if batch:
@@ -622,7 +622,7 @@ def split_rows(unit, val_ratio, labels, numbered_rows):
         except UserError as error:
             raise UserError(f'{file}, row {n:,}: {error}') from None
         report.ratings[rating] += 1
-        if rating not in (UNKNOWN, *report.digits) and labels.bare(str(label)).isdigit():
+        if rating not in (UNKNOWN, *report.digits) and labels.as_compared(str(label)).isdigit():
             report.digits.add(rating)
         if whole_file:
             # pieces of one text cannot be shuffled between the sides: its end is validation
@@ -812,13 +812,13 @@ def check_texts(folder, meta):
                         f'python prepare.py --data_dir={folder} makes them anew')
 
 
-CHECKED_BYTES = 2 ** 27  # a larger text is compared by its size alone
+COMPARED_BYTES = 2 ** 27  # a larger text is compared by its size alone
 
 
 def changed_text(folder, meta):
     """The path of a text in a folder that is not what a meta.json says of it, None if none is.
 
-    A text of more than CHECKED_BYTES is compared by its size alone: a start must not take
+    A text of more than COMPARED_BYTES is compared by its size alone: a start must not take
     longer the longer the text is.
     """
     for side, name in SIDES.items():
@@ -827,7 +827,7 @@ def changed_text(folder, meta):
             continue
         n_bytes = path.stat().st_size
         same = n_bytes == meta[f'{side}_txt_bytes']
-        if same and n_bytes <= CHECKED_BYTES:
+        if same and n_bytes <= COMPARED_BYTES:
             same = file_crc32(path) == meta.get(f'{side}_txt_crc32')
         if not same:
             return path
@@ -987,7 +987,8 @@ def parse_line(path, n, line):
     try:
         label, tab, text = line.decode().rstrip('\n').partition('\t')
     except UnicodeDecodeError as error:
-        raise UserError(f'{path}, line {n}: {error}') from None
+        raise UserError(f'{path}, line {n}: {error}; these two files are UTF-8 (iconv -f cp949 '
+                        '-t UTF-8 converts an old Korean file)') from None
     rating = RATING_DIGITS.get(label)
     if not tab or rating is None:
         known = ', '.join(map(str, range(len(RATINGS))))
@@ -1088,7 +1089,7 @@ def encode_long(vocab, rating, text):
     gigabytes.
     """
     parts = [np.array([vocab.eos, vocab.start_ids[rating]], np.uint16)]
-    for piece in vocab.cut(text, LONG):
+    for piece in vocab.cut(text, LONG_TEXT):
         parts.append(np.array(vocab.encode([piece])[0], np.uint16))
     ids = np.concatenate(parts)
     return ids, np.array([len(ids)])

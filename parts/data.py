@@ -27,7 +27,7 @@ from parts.scoring import BITS_OF_UNSEEN
 
 SHARD_TOKENS = 2 ** 20       # tokens in a shard, about: a million
 MOST_GROUPS = 2 ** 20        # more texts than this are shuffled in groups
-LONG = 4                     # a text of more rows than this is cut anew in every epoch
+LONG_ROWS = 4                # a text of more rows than this is cut anew in every epoch
 MOST_SPREAD = 16             # of long texts, a shard draws from up to so many times its tokens
 CHECKED_BYTES = 2 ** 28      # a larger file is not read at the start to find damage
 
@@ -198,7 +198,7 @@ class Data:
                 f'{self.tokens_per_epoch:,} tokens do not fill one batch of {run.batch_size} rows '
                 f'of {run.chunk_size}; take a smaller --batch_size or --chunk_size, or more data')
         # texts in random order lie all over the data by themselves; the pieces of a long one do not
-        is_long = lengths.mean() > LONG * self.row_length
+        is_long = lengths.mean() > LONG_ROWS * self.row_length
         self.spread = min(len(self.tokens) / self.tokens_per_epoch, MOST_SPREAD) if is_long else 1
         self.thread = ThreadPoolExecutor(max_workers=1)
         self.shards = {}                                      # (epoch, shard) → Future of its rows
@@ -254,9 +254,9 @@ class Data:
 def cut(lengths, T, first_cut):
     """Texts of these lengths (R,) → pieces of up to T tokens: (text, offset, length), (P,) each.
 
-    A text of more than LONG rows has its first cut after first_cut tokens, the others after T.
+    A text of more than LONG_ROWS rows has its first cut after first_cut tokens, the others after T.
     """
-    first = np.where(lengths > LONG * T, first_cut, T)
+    first = np.where(lengths > LONG_ROWS * T, first_cut, T)
     n_pieces = 1 + np.maximum(0, lengths - first + T - 1) // T            # rounded up
     text = np.repeat(np.arange(len(lengths)), n_pieces)
     # 0, 1, 2 … within each text

@@ -1,6 +1,7 @@
 """How a script begins and ends: it looks whether it is alone; a person's mistake is one sentence
 and exit status 2; a traceback is a bug of ours.
 """
+import errno
 import os
 import sys
 import time
@@ -62,32 +63,29 @@ def print_error(sentence):
     print(f'{script}: {shown}', file=sys.stderr, flush=True)
 
 
-def flush_output():
-    """Print what is still to be printed. Raises UserError, or BrokenPipeError where the reader has
-    read enough.
-    """
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise UserError(f'the output cannot be written: {error.strerror}') from None
-
-
 def run_script(main):
     """Run main() and leave: status 0 or what it returns, 2 after a UserError, 130 after Ctrl-C."""
     try:
         status = main() or 0
         if sys.stdout:
-            flush_output()
+            sys.stdout.flush()
     except UserError as error:
         print_error(error)
         status = 2
     except BrokenPipeError:  # `| head` has read enough
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())  # for what Python still has to flush
         status = 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EIO):
+            raise
+        # a full disk, or a terminal that is closed, behind print(); files have their own sentences
+        print_error(f'the output cannot be written: {error.strerror}')
+        status = 2
     except KeyboardInterrupt:
         print_error('interrupted')
         status = 130
+    try:
+        if sys.stdout:
+            sys.stdout.flush()
+    except OSError:  # Python would try once more as it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(status)

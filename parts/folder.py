@@ -18,11 +18,10 @@ from safetensors.torch import save as safetensors_bytes
 from torch.overrides import TorchFunctionMode
 
 from model import Config, build
-from parts.checkpoint import atomic_write, read_json, to_json
+from parts.checkpoint import atomic_write, has_checkpoint, read_json, to_json
 from parts.corpus import LANGUAGES, LICENCES, RATING_NAMES, NotFound, hub_file, is_repository
 from parts.errors import UserError, user_path
 from parts.machine import local_rank, wait_for_all
-from parts.scoring import known_ratings
 from parts.vocabulary import VOCABULARIES, load_vocabulary
 
 MODEL_FLAGS = {              # settings that the folder knows: scripts accept them and check them
@@ -122,6 +121,10 @@ def load_model(folder, device='cpu', dropout=0.0):
     """
     folder = Path(folder)
     if not (folder / 'config.json').exists():
+        if has_checkpoint(folder):
+            raise UserError(f'the run in {folder} stopped before its first validation, so there is '
+                            'no model yet; go on with it: python train.py '
+                            f'--out_dir={shlex.quote(str(folder))} --init_from=resume')
         raise UserError(f'{folder} is not a model folder: it has no config.json')
     config = read_config(folder, dropout)
     meta = read_model_meta(folder)
@@ -315,8 +318,7 @@ def open_model(path, device, flags):
     if vocabulary.eos != model.config.eos:
         raise UserError(f'{path}: </s> is {vocabulary.eos} in {vocabulary.file}, '
                         f'but {model.config.eos} in config.json')
-    if 'ratings' not in meta:                                  # in a folder of an earlier version
-        meta['ratings'] = known_ratings(model, vocabulary.eos, vocabulary.start_ids)
+    meta.setdefault('ratings', [])                            # in a folder of an earlier version
     return model, meta, vocabulary
 
 

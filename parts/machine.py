@@ -22,6 +22,7 @@ from parts.errors import UserError, print0, print_error, run_script
 rank = int(os.environ.get('RANK', 0))
 local_rank = int(os.environ.get('LOCAL_RANK', 0))
 world_size = int(os.environ.get('WORLD_SIZE', 1))
+local_world_size = int(os.environ.get('LOCAL_WORLD_SIZE', 1))  # of this machine alone
 
 DTYPES = ('auto', 'bfloat16', 'float16', 'float32')
 CANDIDATES = {
@@ -43,7 +44,8 @@ def select_device(name='auto'):
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if name == 'auto':
         name = 'cuda' if cuda else 'mps' if mps and world_size == 1 else 'cpu'
-        if name == 'cpu' and Path('/dev/nvidia0').exists():
+        hidden = os.environ.get('CUDA_VISIBLE_DEVICES') in ('', '-1', 'NoDevFiles')
+        if name == 'cpu' and Path('/dev/nvidia0').exists() and not hidden:
             no_gpu_for_torch()
     try:
         device = torch.device(name)
@@ -52,6 +54,9 @@ def select_device(name='auto'):
     if not {'cuda': cuda, 'mps': mps, 'cpu': True}.get(device.type):
         raise UserError(f'device={name}: there is none here; --device=auto takes what there is')
     if device.type == 'cuda':
+        if device.index is not None and local_world_size > 1:
+            raise UserError(f'device={name} is one GPU for {local_world_size} processes; '
+                            'with --device=cuda each takes its own')
         index = local_rank if device.index is None else device.index
         n_devices = torch.cuda.device_count()
         if index >= n_devices:
@@ -251,7 +256,8 @@ def check_same_everywhere(facts):
 
 
 class StopRequest:
-    """Ctrl-C or SIGTERM asks the run to finish its step, save and end: signal is then its number.
+    """Ctrl-C, SIGTERM or a closed terminal (SIGHUP) asks the run to finish its step, save and end:
+    `signal` is then the number.
 
     Ctrl-C once more ends it at once.
     """
@@ -259,8 +265,10 @@ class StopRequest:
     def __init__(self):
         self.signal = 0
         self.time = 0.0
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self.hear)
+        signal.signal(signal.SIGINT, self.hear)
+        signal.signal(signal.SIGTERM, self.hear)
+        if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # the terminal closes, and no nohup
+            signal.signal(signal.SIGHUP, self.hear)
 
     def hear(self, number, frame):
         heard = self.time > 0
@@ -280,7 +288,8 @@ class StopRequest:
 
 LOST_PEER = re.compile('Connection (closed|reset) by peer|Broken pipe|remote process exited|'
                        'Socket closed', re.IGNORECASE)
-NO_MEMORY = re.compile("can't allocate memory|not enough memory|out of memory", re.IGNORECASE)
+NO_MEMORY = re.compile("can't allocate memory|not enough memory|out of memory|ALLOC_FAILED",
+                       re.IGNORECASE)
 
 
 @contextmanager

@@ -128,7 +128,7 @@ def sentencepiece_pieces(processor):
             pieces.append('')
         else:
             pieces.append(name)
-        labels.append(visible(name))
+        labels.append(with_signs(name))
     first_byte = processor.piece_to_id('<0x00>')
     return {'mode': 'tokenizer', 'pieces': pieces, 'labels': labels, 'first_byte': first_byte}
 
@@ -137,11 +137,11 @@ def character_pieces(characters):
     """characters: the control tokens, <unk>, then the characters, in the order of their ids."""
     unknown = characters.index('<unk>')
     pieces = [''] * unknown + ['\ufffd'] + characters[unknown + 1:]
-    labels = [visible(character) for character in characters]
+    labels = [with_signs(character) for character in characters]
     return {'mode': 'manual', 'pieces': pieces, 'labels': labels, 'unknown': unknown}
 
 
-def visible(piece):
+def with_signs(piece):
     """A piece with signs for what would not be seen: ␣ for a space, ⏎ for a line break."""
     return piece.replace('▁', '␣').replace(' ', '␣').replace('\n', '⏎')
 

@@ -88,6 +88,8 @@ class Reader:
         name = codecs.lookup(self.encoding).name
         if name == 'iso8859-1':  # Windows's, as in browsers: quotes and dashes, not controls
             self.encoding = name = 'cp1252'
+        if name == 'euc_kr':  # likewise: Windows's has all syllables
+            self.encoding = name = 'cp949'
         size = 1 << 20 if name == 'cp1252' else 1 << 12
         with opener(path)(path, 'rb') as file:
             head = file.read(size)
@@ -125,13 +127,13 @@ class Reader:
     # --- plain text ---
 
     def plain_rows(self, path):
+        refuse_tables(self.open(path), self.text_column, self.unit)
         with self.open(path) as file:
             if self.unit == 'file':
                 yield file.read(), None
             elif self.unit == 'paragraph':
                 yield from paragraphs(file)
             else:
-                refuse_tables(self.open(path), self.text_column)
                 for line in file:
                     yield line, None
 
@@ -367,16 +369,18 @@ def paragraphs(file):
             yield ''.join(lines).removesuffix('\n'), None
 
 
-def refuse_tables(file, wanted):
+def refuse_tables(file, wanted, unit):
     """Raise UserError where a plain text is a table, or JSON, by the looks of its first lines.
 
-    wanted: the column of the texts, where a person named it.
+    wanted: the column of the texts, where a person named it. unit: of the texts; where it is no
+    line, only a table with that column is refused.
     """
     with file:
         lines = [line.rstrip('\n') for line in islice(file, 100)]
     if not lines:
         return
-    advice = 'or, if it is plain text, --unit=file or --unit=paragraph reads it'
+    by_lines = unit == 'line'
+    advice = ' (or, if it is plain text, --unit=file or --unit=paragraph reads it)' * by_lines
     full = [line.strip() for line in lines if line.strip()]
     for delimiter, suffix in (('\t', '.tsv'), (',', '.csv'), (';', '.csv')):
         names = [plain(cell) for cell in lines[0].split(delimiter)]                # quoted or not
@@ -384,17 +388,19 @@ def refuse_tables(file, wanted):
         has_text = any(name in names for name in TEXT_COLUMNS)
         has_rating = any(name in names for name in RATING_COLUMNS)
         even = len(full) > 1 and len({line.count(delimiter) for line in full}) == 1
-        likely = has_text and (has_rating or even or delimiter == '\t')
+        likely = by_lines and has_text and (has_rating or even or delimiter == '\t')
         if (named or likely) and len(names) > 1:
-            raise UserError(f'this is a table with the columns {lines[0]!r}; name it {suffix} '
-                            f'({advice})')
+            raise UserError(f'this is a table with the columns {lines[0]!r}; name it '
+                            f'{suffix}{advice}')
+    if not by_lines:
+        return
     if len(full) > 1 and all('\t' in line for line in full):
         n_cells = sorted({line.count('\t') + 1 for line in full})
         raise UserError(f'this is a table: each line has {" or ".join(map(str, n_cells))} cells, '
                         f'parted by tabs; name it .tsv, and write the names of the columns into a '
-                        f'first line ({advice})')
+                        f'first line{advice}')
     if re.match(r'\s*(\[\s*)?\{\s*"', '\n'.join(lines)):
-        raise UserError(f'this is JSON; name it .jsonl ({advice})')
+        raise UserError(f'this is JSON; name it .jsonl{advice}')
 
 
 # --- encodings ---

@@ -111,22 +111,6 @@ def pad(rows, eos):
 
 # --- the rating of a text ---
 
-KNOWN_SHARE = 0.001        # of the texts; a rating that is rarer than this was never seen
-
-
-@torch.inference_mode()
-def known_ratings(model, eos, start_ids):
-    """The numbers of the ratings that texts had in training, as the model remembers them.
-
-    They are those that may follow a lone `</s>`. start_ids (R + 1,): the start tokens of the
-    ratings, then `<s>`. (Where meta.json has 'ratings' nobody needs to ask.)
-    """
-    idx = torch.tensor([[eos]], device=model.lm_head.weight.device)
-    logits = model(idx)[0, -1, start_ids]                     # (R + 1,)
-    *shares, _ = logits.float().softmax(dim=0).tolist()
-    return [n for n, share in enumerate(shares) if share > KNOWN_SHARE]
-
-
 def rating_log_probs(model, texts, rating_ids, batch_tokens=8192):
     """(N, R) in nats for N texts and R ratings. The softmax of a row is P(rating | text).
 

@@ -12,12 +12,14 @@ import json
 import math
 import re
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 
 from parts.checkpoint import read_json
 from parts.corpus import LICENCES, RATING_TOKENS, hub_file, is_repository, read_split
 from parts.errors import UserError, print0, user_path
 
+MOST_IDS = 65536  # what uint16 can tell apart
 CONTROL_TOKENS = ['</s>', '<s>', *RATING_TOKENS]  # typed in a text they are plain characters
 
 
@@ -168,25 +170,25 @@ class SentencePiece(Vocabulary):
         return tokenizer
 
 
-def sample_sentences(path, n_texts=200_000, longest=16_000, most_chars=50_000_000):
+def sample_sentences(path, n_texts=200_000, longest=16_000, most_bytes=100_000_000):
     """At most n_texts of train.txt, evenly spread: enough to learn 8,000 pieces from.
 
     SentencePiece would skip a long text, so it gets it in parts of at most `longest` characters.
-    Of very long texts it gets every second part, or every third, so that there are no more than
-    most_chars. Returns a list: an error in a generator would have to come through SentencePiece.
+    Of very long texts it gets every second part, or every third, so that there are about most_bytes
+    at most. Returns a list: an error in a generator would have to come through SentencePiece.
     """
+    n_lines = n_bytes = 0
     with open(path, 'rb') as file:
-        n_lines = sum(1 for _ in file)
-    step = max(1, math.ceil(n_lines / n_texts))
-    sentences = []
-    n_chars = 0
-    for _, text in read_split(path, step):
-        n_chars += len(text)
-        for k in range(0, len(text), longest):
-            sentences.append(text[k:k + longest])
-    if not sentences:
+        for line in file:
+            n_lines += 1
+            n_bytes += len(line)
+    if not n_lines:
         raise UserError(f'{path} is empty')
-    return sentences[::math.ceil(n_chars / most_chars)]
+    step = math.ceil(n_lines / n_texts)
+    # SentencePiece keeps this block for itself, and would skip what has one
+    texts = (text.replace('▅', '█') for _, text in read_split(path, step))
+    parts = (text[k:k + longest] for text in texts for k in range(0, len(text), longest))
+    return list(islice(parts, 0, None, math.ceil(n_bytes / step / most_bytes)))
 
 
 # --- from the Hub ---
@@ -219,6 +221,9 @@ class HubTokenizer(Vocabulary):
         self.set_control_ids(self.borrow_control_ids(ids), unknown_ids)
         self.content = tokenizer.to_str().encode()
         self.size = max(tokenizer.get_vocab().values()) + 1
+
+    def __reduce__(self):
+        return HubTokenizer, (self.content,)                  # pickled, it forgets what was set
 
     def borrow_control_ids(self, ids):
         """The id of each control token: that of its name, or of an unused token, or a new one."""
@@ -288,13 +293,15 @@ class Characters(Vocabulary):
 
     @classmethod
     def train(cls, path, min_count):
-        """All characters that train.txt has min_count times or more, the commonest first."""
+        """All characters that train.txt has min_count times or more, the commonest first; no more
+        than there are ids.
+        """
         count = Counter()
         for _, text in read_split(path):
             count.update(text)
         by_count = sorted(count.items(), key=lambda item: (-item[1], item[0]))
         kept = [character for character, n in by_count if n >= min_count]
-        characters = [*CONTROL_TOKENS, '<unk>', *kept]
+        characters = [*CONTROL_TOKENS, '<unk>', *kept][:MOST_IDS]
         return cls(json.dumps(characters, ensure_ascii=False).encode())
 
     def encode(self, texts):
@@ -332,7 +339,8 @@ def load_vocabulary(folder):
     meta = read_json(folder / 'meta.json')
     file = meta.get('vocabulary')
     if not isinstance(file, str) or file not in VOCABULARIES:  # no other name becomes a path
-        raise UserError(f'{folder} has no vocabulary that can be read: meta.json calls it {file!r}')
+        raise UserError(f'{folder} has no vocabulary that can be read: meta.json calls it {file!r} '
+                        '(of a data folder, name its tokenizer/ or manual/)')
     try:
         vocabulary = VOCABULARIES[file]((folder / file).read_bytes())
     except (OSError, ValueError, LookupError, TypeError, RuntimeError, UserError) as error:
@@ -389,9 +397,9 @@ def find_vocabulary(model_name, revision=None):
 # --- on a terminal ---
 
 # What a terminal would take for a command: all control characters but tab and line break
-CONTROL_CHARACTER = re.compile('[\x00-\x08\x0b-\x1f\x7f-\x9f]')
+TERMINAL_COMMAND = re.compile('[\x00-\x08\x0b-\x1f\x7f-\x9f]')
 
 
 def printable(text):
     """A text that a model wrote, with � for what would command the terminal that shows it."""
-    return CONTROL_CHARACTER.sub('\ufffd', text)
+    return TERMINAL_COMMAND.sub('\ufffd', text)

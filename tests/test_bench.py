@@ -200,15 +200,23 @@ def test_the_plays_are_drawn(tmp_path):
 
 # --- the staircase ---
 
+FLAGS = ['--n_tokens=0.004', '--chunk_size=1024', '--batch_size=1', '--d_model=32', '--n_layers=1',
+         '--compile=false', '--dtype=float32', '--device=cpu', '--eval_tokens=0.002']
+
+
+@pytest.fixture(scope='module')
+def plain(demo, tmp_path_factory):
+    """The folder of a run with all ideas."""
+    folder = tmp_path_factory.mktemp('plain')
+    run('train.py', f'--data_dir={demo}', *FLAGS, f'--out_dir={folder}')
+    return folder
+
+
 @pytest.mark.parametrize(
     'ways', ['', 'masks', 'packing', 'short_rows', 'schedule', 'small_weights', 'fewer_counts'])
-def test_without_an_idea_the_run_is_another_one(ways, demo, tmp_path):
-    flags = [f'--data_dir={demo}', '--n_tokens=0.004', '--chunk_size=1024', '--batch_size=1',
-             '--d_model=32', '--n_layers=1', '--compile=false', '--dtype=float32', '--device=cpu',
-             '--eval_tokens=0.002']
-    bench('without', ways, *flags, f'--out_dir={tmp_path}/without')
-    run('train.py', *flags, f'--out_dir={tmp_path}/plain')
-    losses = [log(tmp_path / name)[-1]['val_loss'] for name in ('without', 'plain')]
+def test_without_an_idea_the_run_is_another_one(ways, demo, plain, tmp_path):
+    bench('without', ways, f'--data_dir={demo}', *FLAGS, f'--out_dir={tmp_path}')
+    losses = [log(folder)[-1]['val_loss'] for folder in (tmp_path, plain)]
     assert (losses[0] == losses[1]) == (ways == '')
 
 

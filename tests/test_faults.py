@@ -94,8 +94,8 @@ def kill_after_a_save(running, folder, delay):
 
 
 @pytest.mark.parametrize('arch, nproc, kills', [
-    ('ffn', 0, 1),
     ('decoder', 2, 1),
+    pytest.param('ffn', 0, 1, marks=long),
     pytest.param('decoder', 4, 3, marks=long),
     pytest.param('decoder', 0, 50, marks=long),
     pytest.param('ffn', 0, 50, marks=long),

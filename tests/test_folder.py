@@ -1,10 +1,10 @@
 """The model folder: written and read, in the hands of Transformers, fine-tuned, hostile."""
+import contextlib
+import io
 import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -145,10 +145,9 @@ def run_example(folder, changes):
     for old, new in changes.items():
         assert old in example
         example = example.replace(old, new)
-    done = subprocess.run([sys.executable, '-c', example], cwd=folder, capture_output=True,
-                          text=True, encoding='utf-8')
-    assert done.returncode == 0, done.stderr[-1000:]
-    return done.stdout.splitlines()
+    with contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()) as said:
+        exec(example, {})
+    return said.getvalue().splitlines()
 
 
 def test_the_card_s_example_writes_a_batch_and_rates_a_review_as_we_do(models):
@@ -192,6 +191,14 @@ def test_the_card_asks_for_the_rating_of_a_text_in_its_own_language():
     meta = {'eos': 0, 'starts': {'0': 2, '1': 3, 'unknown': 1}}
     for language, review in (('ko', '다시는 안 가요'), ('', 'A review of yours')):
         assert f'encode("{review}"' in reading_example(meta, [0, 1], language)
+
+
+def test_a_run_that_has_no_model_yet_is_told_from_what_is_none(tmp_path):
+    with pytest.raises(UserError, match='is not a model folder'):
+        load_model(tmp_path)
+    (tmp_path / 'state.pt').write_bytes(b'')
+    with pytest.raises(UserError, match='stopped before its first validation.*init_from=resume'):
+        load_model(tmp_path)
 
 
 # --- fine-tuning ---

@@ -1,6 +1,7 @@
 """The machine: formats are measured, compiled passes are checked, failures are sentences."""
 import math
 import os
+import signal
 from functools import partial
 
 import pytest
@@ -61,11 +62,16 @@ def gpu_without_torch(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: False)
     monkeypatch.setattr(machine.Path, 'exists', lambda path: str(path) == '/dev/nvidia0')
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
 
 
-def test_a_gpu_that_torch_cannot_use_is_not_passed_over_in_silence(gpu_without_torch, capsys):
+def test_a_gpu_that_torch_cannot_use_is_not_passed_over_in_silence(gpu_without_torch, capsys,
+                                                                    monkeypatch):
     assert machine.select_device('auto') == CPU
     assert 'there is a GPU here' in capsys.readouterr().err
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')            # a person hides it
+    assert machine.select_device('auto') == CPU
+    assert not capsys.readouterr().err
 
 
 def test_under_torchrun_it_is_refused_unless_the_cpu_is_asked_for(gpu_without_torch, monkeypatch):
@@ -300,3 +306,26 @@ def test_a_run_says_that_its_threads_spin_less(demo, tmp_path):
                '--batch_size=2', '--d_model=32', '--n_layers=1', '--dtype=float32',
                env={'OMP_NUM_THREADS': str(os.cpu_count() + 1)}).stdout
     assert 'threads that wait spin 1000 times' in said
+
+
+@pytest.mark.parametrize('ignored', [False, True])
+def test_a_terminal_that_closes_asks_the_run_to_stop_unless_nohup_began_it(ignored):
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+        stop = machine.StopRequest()
+        signal.raise_signal(signal.SIGHUP)
+        assert stop.signal == (0 if ignored else signal.SIGHUP)
+    finally:
+        for number, handler in zip(numbers, before):
+            signal.signal(number, handler)
+
+
+@pytest.mark.parametrize('n_here, told', [(1, 'there are only 2'), (2, 'one GPU for 2 processes')])
+def test_one_gpu_is_not_named_for_several_processes_of_a_machine(n_here, told, monkeypatch):
+    monkeypatch.setattr(machine.torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(machine.torch.cuda, 'device_count', lambda: 2)
+    monkeypatch.setattr(machine, 'local_world_size', n_here)
+    with pytest.raises(UserError, match=told):
+        machine.select_device('cuda:7')

@@ -2,6 +2,7 @@
 import gzip
 import json
 import os
+import pickle
 import random
 import shutil
 import signal
@@ -39,6 +40,7 @@ from parts.corpus import (
 from parts.errors import UserError
 from parts.vocabulary import (
     CONTROL_TOKENS,
+    MOST_IDS,
     Characters,
     HubTokenizer,
     load_vocabulary,
@@ -474,6 +476,13 @@ def test_latin_1_is_that_of_windows(tmp_path):
     assert sorted(text for _, text in reviews(tmp_path / 'data/r')) == sorted(texts)
 
 
+def test_euc_kr_is_that_of_windows(tmp_path):
+    texts = [f'똠양꿍 {i} 뷁' for i in range(40)]
+    write(tmp_path / 'r.txt', '\n'.join(texts).encode('cp949'))
+    works(tmp_path, '--source=r.txt', '--mode=manual', '--encoding=EUC-KR')
+    assert sorted(text for _, text in reviews(tmp_path / 'data/r')) == sorted(texts)
+
+
 def test_labels_and_names_in_nfd_are_the_same_words(tmp_path):
     rows = ''.join(f'{text},{"부정" if i % 2 else "긍정"}\n' for i, text in enumerate(LINES))
     write(tmp_path / 'r.csv', unicodedata.normalize('NFD', '본문,label\n' + rows))
@@ -815,6 +824,9 @@ def test_a_bad_file_is_refused_in_a_sentence_and_leaves_nothing(tmp_path, case):
     (['--source=b', '--output_dir=b/out'], 'lies in b'),
     (['--source=a.csv', '--data_dir=b'], 'leave one of the two out'),
     (['--source=c.txt', '--text_column=was'], 'a table with the columns'),
+    (['--source=c.txt', '--text_column=was', '--unit=file'], 'a table with the columns'),
+    (['a.csv'], 'a.csv: a word without -- names a config file'),
+    (['--data_dir=d', '--revision=main'], 'leave one of the two out'),
     (['--source=c.txt', '--encoding=cp1252'], 'it is UTF-8: leave --encoding= out'),
     (['--source=demo', '--vocab_size=300', '--n_reviews=300'], 'vocab_size='),
 ])
@@ -856,7 +868,7 @@ def test_a_split_that_is_not_clean_is_refused_and_copied_clean(tmp_path, line, w
     (b'', 'empty'),
     (b'no tab\n', 'line 1'),
     ('1\t굿\n5\t별로\n'.encode(), 'line 2'),
-    (b'1\t\xff\n', 'utf-8'),
+    ('1\t별로\n'.encode('cp949'), 'these two files are UTF-8'),
 ])
 def test_a_data_dir_that_is_not_ours_is_refused(tmp_path, train, word):
     write(tmp_path / 'train.txt', train)
@@ -968,6 +980,8 @@ def test_line_breaks_of_a_split_without_its_meta_json_are_asked_about(tmp_path):
     assert 'line 1: its text has line breaks' in refused(tmp_path, *words)
     works(tmp_path, *words, '--unit=paragraph')
     assert reviews(tmp_path / 'copy') == [(-1, f'{text}\n  또') for text in LINES] * 2
+    works(tmp_path, '--data_dir=own', '--mode=manual', '--unit=paragraph')
+    assert read_meta(tmp_path / 'own/manual')['unit'] == 'paragraph'
 
 
 def test_a_split_of_somebody_has_a_name_and_the_licence_of_its_file(tmp_path):
@@ -977,6 +991,15 @@ def test_a_split_of_somebody_has_a_name_and_the_licence_of_its_file(tmp_path):
     meta = read_meta(tmp_path / 'own/manual')
     assert meta['sources'] == [{'name': 'own', 'licence': "the file's own",
                                 'train_reviews': 60, 'val_reviews': 60}]
+
+
+def test_the_card_counts_what_a_person_left_of_the_texts(tmp_path):
+    write(tmp_path / 'r.txt', '\n'.join(LINES))
+    works(tmp_path, '--source=r.txt', '--mode=manual')
+    left = (tmp_path / 'data/r/train.txt').read_text('utf-8').splitlines(keepends=True)[:20]
+    write(tmp_path / 'data/r/train.txt', ''.join(left))
+    works(tmp_path, '--data_dir=data/r', '--mode=manual')
+    assert read_meta(tmp_path / 'data/r/manual')['sources'][0]['train_reviews'] == 20
 
 
 def test_ids_of_the_text_before_are_stale(tmp_path):
@@ -1273,6 +1296,22 @@ def test_a_vocabulary_no_larger_than_the_text_can_fill(tmp_path):
     assert 262 < size < 400
 
 
+def test_the_block_that_sentencepiece_keeps_for_itself_does_not_hide_a_text(tmp_path):
+    text = ''.join(f'맛 ▅ {i} 점이고 다시 갈게요\n' for i in range(400))
+    write(tmp_path / 'r.txt', text)
+    works(tmp_path, '--source=r.txt', '--unit=file', '--vocab_size=400')
+    vocab = load_vocabulary(tmp_path / 'data/r/tokenizer')
+    assert any('다시' in vocab.processor.id_to_piece(i) for i in range(vocab.size))
+    assert vocab.decode(vocab.encode(['맛 ▅ 점'])[0]) == '맛 ▅ 점'
+
+
+def test_more_characters_than_ids_leaves_out_the_rarest(tmp_path):
+    common = ''.join(map(chr, range(0x10000, 0x10000 + MOST_IDS)))
+    (tmp_path / 'train.txt').write_text(f'-\t{common}굿굿\n', 'utf-8')
+    vocab = Characters.train(tmp_path / 'train.txt', min_count=1)
+    assert vocab.size == MOST_IDS and '굿' in vocab.ids
+
+
 def word_level(ids):
     """A tokenizer.json of whole words."""
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, unk_token='<unk>'))
@@ -1286,9 +1325,13 @@ def test_a_hub_tokenizer_whose_text_could_become_a_control_id_gets_new_ones():
     assert vocab.encode(['</s> 굿 <pos> <unused0>']) == [[1, 3, 2, 4]]
     assert not {1, 2, 3, 4} & {vocab.eos, *vocab.start_ids}
     assert vocab.size == 10
-    again = HubTokenizer(vocab.content)  # as load_vocabulary reads it
-    assert (again.eos, again.start_ids) == (vocab.eos, vocab.start_ids)
-    assert (again.size, again.content) == (vocab.size, vocab.content)
+    # as load_vocabulary reads it, and as a process that encodes gets it
+    for again in (HubTokenizer(vocab.content), pickle.loads(pickle.dumps(vocab))):
+        assert (again.eos, again.start_ids) == (vocab.eos, vocab.start_ids)
+        assert (again.size, again.content) == (vocab.size, vocab.content)
+    kogpt2 = HubTokenizer(word_level({'<unk>': 0, '굿': 1}))
+    typed = ['굿</s>굿 <pos>']
+    assert pickle.loads(pickle.dumps(kogpt2)).encode(typed) == kogpt2.encode(typed)
 
 
 def test_too_many_ids_are_refused_before_any_work(tmp_path):

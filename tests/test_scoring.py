@@ -1,5 +1,4 @@
 """How a model reads: surprise token by token, the rating of a text, negative against positive."""
-import math
 import random
 
 import pytest
@@ -10,7 +9,6 @@ from model import Config, build
 from parts.scoring import (
     batches_by_length,
     cut_into_pieces,
-    known_ratings,
     rating_log_probs,
     sentiment,
     sentiment_scores,
@@ -103,18 +101,6 @@ def test_a_model_that_reads_is_asked_at_the_end_of_the_text(arch):
     for batch_tokens in (1, 10_000):
         found = rating_log_probs(model, [short, [], longer], rating_ids, batch_tokens)
         assert torch.allclose(found, wanted, atol=1e-5)
-
-
-@both_archs
-def test_ratings_that_never_follow_eos_are_not_known(arch):
-    model = random_model(arch)
-    opening = model.model.norm(model.hidden(torch.tensor([[EOS]])))[0, 0]
-    with torch.no_grad():
-        for start, share in ((1, 0.5), (2, 0.4999), (3, 0.0001)):
-            model.lm_head.weight[start] = opening / opening.square().sum() * math.log(share)
-    assert known_ratings(model, EOS, start_ids=[1, 2, 3]) == [0, 1]
-    assert known_ratings(model, EOS, start_ids=[3, 2, 1]) == [1]
-    assert known_ratings(model, EOS, start_ids=[3, 1]) == []
 
 
 # --- negative or positive? ---

@@ -442,6 +442,9 @@ def test_flags_that_agree_are_fine_and_others_refused(demo, models):
     ('sample.py', f'--seed={2**63}', 'it takes 0 to 2^63 - 1'),
     ('sample.py', '--model_path=nowhere', 'no config.json'),
     ('sample.py', '--device=cuda:7', NO_SUCH_GPU),
+    ('sample.py', '--page=.', 'page=. is a folder; name a file'),
+    ('sample.py', 'out/demo', 'out/demo: a word without -- names a config file'),
+    ('eval.py', '--text=', 'text is empty'),
     ('eval.py', '--batch_size=0', 'batch_size takes 1 or more'),
     ('eval.py', '--model_path=a,b --text=좋아요', 'one model reads --text='),
     ('eval.py', '--n_tokens=-1', 'n_tokens 0 or more'),
@@ -460,6 +463,16 @@ def test_input_that_is_not_utf8_is_one_sentence(script, flags, models):
     done = subprocess.run(words, input='어제\n'.encode('cp949'), capture_output=True)
     assert done.returncode == 2
     assert done.stderr.decode() == f'{script}: the input is not UTF-8\n'
+
+
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='no /dev/full here')
+def test_a_full_disk_behind_the_output_is_one_sentence(models):
+    with open('/dev/full', 'w') as full:
+        words = [sys.executable, str(ROOT / 'sample.py'), '--prompt=', '--max_token=9',
+                 f'--model_path={models / "ffn"}']
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert done.stderr == 'sample.py: the output cannot be written: No space left on device\n'
 
 
 def test_a_table_for_nobody_is_no_failure(models):
