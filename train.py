@@ -154,12 +154,13 @@ def main():
 
     # --- model ---
     model = (base or new_model(run, data, meta, checkpoint)).to(device)
-    model.config.reads_ratings = data.asks_ratings
+    model.config.reads_ratings = data.asks_ratings            # kept in the model folder
     rating_ids = torch.tensor(data.rating_ids, device=device)
     # seconds: how long the run has trained so far, the counting of bigrams included
     seconds, warm_start = first_weights(model, run, data, base, checkpoint)
     best = checkpoint['best'] if checkpoint else math.inf  # the lowest validation loss
     dtype, compiled, peak = choose_computation(model, run, data, device)
+    # the model compiled and in DDP; where what was compiled is wrong, dtype or compiled change
     network, dtype, compiled = make_network(
         model, data.batch(step), rating_ids, micro_rows, dtype, compiled, device)
     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
@@ -201,7 +202,7 @@ def main():
         lr = get_lr(step, data.steps, run.lr)
         for group in optimizer.param_groups:
             group['lr'] = lr * group['lr_mult']
-        if run.dropout:  # what is dropped is a function of these three
+        if run.dropout:  # what is dropped is a function of these three whole numbers
             torch.manual_seed(hash((run.seed, step, rank)))
 
         # --- forward and backward, some rows at a time where memory is short ---

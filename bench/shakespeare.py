@@ -112,7 +112,7 @@ def draw_runs(rows):
     groups = {}  # all seeds of a config file are one group
     for row in rows:
         name = f'{row["name"].split(", seed")[0]}, {row["context"]} characters of context'
-        groups.setdefault(name, []).append((float(row['seconds']), float(row['nats_per_char'])))
+        groups.setdefault(name, []).append((float(row['seconds']), float(row['side_by_side'])))
     for name, points in groups.items():
         axes.plot(*zip(*points), 'o', label=name)
     axes.axhline(GPU_RECIPE, color='gray', ls='--', lw=1,
@@ -120,7 +120,7 @@ def draw_runs(rows):
     axes.set_xscale('log')
     axes.set_xticks([30, 60, 120, 300, 600], ['30 s', '1 min', '2 min', '5 min', '10 min'])
     axes.minorticks_off()
-    axes.set(xlabel='the whole command', ylabel='nats per character')
+    axes.set(xlabel='the whole command', ylabel='nats per character,\nin rows side by side')
     axes.legend(fontsize=8)
     axes.spines[['top', 'right']].set_visible(False)
     figure.savefig(draw)

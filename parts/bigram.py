@@ -12,9 +12,10 @@ MOST_TOKENS = 20_000_000  # to count; enough for any pair that matters
 PIECE = 2 ** 16           # a longer stream is sampled in pieces of so many tokens, evenly spaced
 DISCOUNT = 0.75           # off each count: what was seen once was luck in part (Ney et al. 1994)
 SMOOTHING = 20            # added to each token's count for its weight: rare PMI is mostly noise
+# The next three were tuned, not derived.
 UNIGRAM_SIZE = 0.3        # coordinate 0 of every embedding of length 1: it carries log P(j)
 PMI_SIZE = 0.9            # the longest that the PMI part of an embedding may be
-PMI_GAIN = 1.4            # makes up for the directions that the SVD leaves out
+PMI_GAIN = 1.4            # makes up for what is left out: PMI below 0, faint directions
 
 
 @torch.no_grad()

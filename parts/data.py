@@ -60,9 +60,9 @@ class Data:
     n_texts, group_size, group_lengths         texts; how many of them are shuffled as one, and the
                                                tokens of such a group
     tokens, offsets                            the stream of train.bin, where its texts begin
-    spread                                     1; for long texts read in part, a shard looks at a
-                                               stretch so many times as long as it needs, and takes
-                                               some of its pieces
+    spread                                     1, or more where n_tokens is a part of a long text:
+                                               a shard then looks at so many times what it needs
+                                               and takes some of its pieces, from all over the text
     eos, rating_ids, unrated_id, ratings       `</s>`; start tokens; the ratings that texts have
     """
 

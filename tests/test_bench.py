@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, log, run
+from conftest import ROOT, last_weights, log, run, same
 
 from parts.corpus import read_split
 from parts.data import map_file, open_stream, read_meta
@@ -196,6 +196,37 @@ def test_the_plays_are_drawn(tmp_path):
     drawn = (tmp_path / 'plays.svg').read_text('utf-8')
     assert drawn.count('<!-- config/small.py, 64 characters') == 1
     assert '<!-- nanoGPT, 64 characters' in drawn
+
+
+# --- the first lesson ---
+
+def test_with_all_ideas_the_first_lesson_trains_the_same_weights_as_train_py(demo, tmp_path):
+    words = [f'--data_dir={demo}', '--mode=tokenizer', '--n_tokens=0.01']
+    run('train.py', *words, '--d_model=128', '--n_layers=4', '--nhead=4', '--chunk_size=64',
+        '--batch_size=12', '--lr=8e-3', '--read_share=0', '--compile=false', '--dtype=float32',
+        f'--out_dir={tmp_path}')
+    (tmp_path / 'sitecustomize.py').write_text(KEEP_WEIGHTS.format(str(tmp_path / 'weights.pt')))
+    for ideas in ('', 'weights', 'weights,counting,muon,schedule,packing'):
+        said = bench('first', *words, f'--ideas={ideas}', '--prompt=김치찌개가', paths=[tmp_path])
+        first, = re.findall(r'^step 0/13  loss (\d+\.\d+)$', said, re.MULTILINE)
+        held_out, = re.findall(r'^held out: (\d+\.\d+) nats', said, re.MULTILINE)
+        assert float(held_out) < float(first)
+        assert '\n김치찌개가' in said
+    assert same(torch.load(tmp_path / 'weights.pt'), last_weights(tmp_path))
+    assert 'they are weights,' in bench('first', *words, '--ideas=magic', ok=False)
+
+
+# As a sitecustomize.py: keep the weights of the model that writes
+KEEP_WEIGHTS = '''
+import model, torch
+generate = model.generate
+
+def generate_and_keep(model, *args, **more):
+    torch.save(model.state_dict(), {!r})
+    return generate(model, *args, **more)
+
+model.generate = generate_and_keep
+'''
 
 
 # --- the staircase ---

@@ -1,15 +1,11 @@
 """train.py as a user runs it: one process and several, the log, the folder, a person's mistakes."""
 import math
-import os
-import re
 import shutil
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import NO_SUCH_GPU, ROOT, SMALL, last_weights, log, read_json, run, run_ranks, same
+from conftest import NO_SUCH_GPU, SMALL, last_weights, log, read_json, run, run_ranks, same
 from safetensors.torch import load_file
 
 import train
@@ -34,47 +30,6 @@ def test_any_seed_is_a_seed_and_gives_a_run_of_its_own(demo, tmp_path):
     run('train.py', *flags, f'--out_dir={tmp_path / "b"}', f'--seed={2 ** 63 - 2}')
     assert len(log(tmp_path / 'a')) == len(log(tmp_path / 'b')) == 9
     assert not same(last_weights(tmp_path / 'a'), last_weights(tmp_path / 'b'))
-
-
-def programs(page):
-    """(the program of a README, the same with its numbered parts swapped), without comments."""
-    readme = (ROOT / page).read_text('utf-8')
-    begin = readme.index('    import math\n')
-    end = readme.index('\n\n', readme.index('    return data.batch(step)'))
-    lines = readme[begin:end].splitlines()
-    parts = {}                                                # number → its lines, twice
-    number = ''
-    for line in lines:
-        code = line[4:].partition('  #')[0].rstrip()
-        if mark := re.match(r'    # --- (\d?)', line):
-            number = mark[1] or f'after {number}'
-            parts.setdefault(number, []).append([])
-        elif code and line.startswith('    '):
-            parts.setdefault(number, [[]])[-1].append(code)
-    return ['\n'.join('\n'.join(part[which]) for part in parts.values()) for which in (0, -1)]
-
-
-def test_the_programs_of_the_readme_train_and_the_second_trains_the_same_weights(demo, tmp_path):
-    shape = ['--d_model=128', '--n_layers=4', '--nhead=4', '--chunk_size=64', '--batch_size=12',
-             '--n_tokens=0.01', '--lr=8e-3', '--read_share=0', '--compile=false',
-             '--dtype=float32']
-    run('train.py', f'--data_dir={demo}', *shape, f'--out_dir={tmp_path / "out"}')
-    assert programs('README.md') == programs('README.ko.md')
-    for program in programs('README.md'):
-        for old, new in (("'data/shakespeare', 'manual'", f"'{demo}', 'tokenizer'"),
-                         ('64, 12, 260', '64, 12, 13'), ('% 20', '% 4')):
-            assert program.count(old) == 1
-            program = program.replace(old, new)
-        program = program.replace('n_tokens=0.2', 'n_tokens=0.01')
-        program += f"\ntorch.save(model.state_dict(), '{tmp_path / 'weights.pt'}')\n"
-        (tmp_path / 'first.py').write_text(program, 'utf-8')
-        done = subprocess.run([sys.executable, str(tmp_path / 'first.py')], cwd=ROOT, text=True,
-                              env={**os.environ, 'PYTHONPATH': str(ROOT)}, capture_output=True)
-        assert done.stderr == ''
-        *losses, held_out = re.findall(r'^(?:\d+|held out) (\d+\.\d+)$', done.stdout, re.M)
-        assert len(losses) == 4 and float(losses[0]) > max(float(losses[-1]), float(held_out))
-        assert len(done.stdout.partition(held_out)[2]) > 5    # what it writes
-    assert same(torch.load(tmp_path / 'weights.pt'), last_weights(tmp_path / 'out'))
 
 
 def test_the_log_tells_how_the_run_went(models):

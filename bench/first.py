@@ -1,0 +1,126 @@
+"""The first lesson: training in one file. Plain, or with this project's ideas, one after the other.
+
+    python prepare.py --source=shakespeare
+    python -m bench.first
+    python -m bench.first --ideas=weights,counting,muon,schedule,packing
+
+Plain is much what nanoGPT does: GPT-2's random weights, AdamW, a cosine, rows cut anywhere. Only
+the model is this project's. With all ideas it is what `train.py config/shakespeare_small.py` does.
+"""
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+from configurator import configure
+from model import Config, build, generate
+from parts.bigram import init_from_bigrams
+from parts.data import Data, read_meta
+from parts.errors import UserError, run_script
+from parts.optim import get_lr, make_optimizer
+from parts.vocabulary import load_vocabulary
+
+ideas = ''                     # what is not plain: weights, counting, muon, schedule, packing
+data_dir = 'data/shakespeare'  # what prepare.py wrote
+mode = 'manual'                # which of its vocabularies
+n_tokens = 0.2                 # million tokens to read
+lr = 0.0                       # peak learning rate (0: 8e-3 for Muon, 4e-3 for AdamW)
+seed = 0                       # of the first weights and of what is read
+prompt = 'ROMEO:'              # what it writes on from, at the end
+configure(globals())
+
+T, B = 64, 12                  # a step reads B rows of T tokens
+IDEAS = ('weights', 'counting', 'muon', 'schedule', 'packing')
+
+
+def main():
+    ours = ideas.split(',') if ideas else []
+    if not set(ours) <= set(IDEAS):
+        raise UserError(f"ideas='{ideas}': they are {', '.join(IDEAS)}, with commas between them")
+    meta = read_meta(data_dir, mode)
+    train, val = (np.fromfile(f'{data_dir}/{mode}/{side}.bin', '<u2').astype(np.int64)
+                  for side in ('train', 'val'))
+    steps = int(n_tokens * 1e6) // (B * T)
+
+    torch.manual_seed(seed)
+    model = build(Config(meta['vocab_size'], d_model=128, d_ffn=384, n_layers=4, nhead=4,
+                         chunk_size=T, eos=meta['eos'], bos=meta['starts']['unknown']))
+    if 'weights' not in ours:
+        gpt2_weights(model)
+    if 'counting' in ours:
+        init_from_bigrams(model, train)                       # a bigram model before any step
+    optimizer, peak = choose_optimizer(model, ours)
+    batch = choose_rows(train, meta, ours)
+
+    for step in range(steps):
+        if 'schedule' in ours:                                # up, level, and in a line to zero
+            rate = get_lr(step, steps, peak)
+        else:                                                 # up, and in a cosine to a tenth
+            rate = peak * min((step + 1) / 10, 0.55 + 0.45 * math.cos(math.pi * step / steps))
+        for group in optimizer.param_groups:
+            group['lr'] = rate * group.get('lr_mult', 1)
+        x, y = batch(step)                                    # (B, T) each: ids, the id after each
+        nats, _ = model(x, y)                                 # the sum over the tokens of y
+        loss = nats / (y >= 0).sum()                          # their mean; -1 is no token
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        if step % 20 == 0:
+            print(f'step {step}/{steps}  loss {loss.item():.3f}', flush=True)
+
+    n = (len(val) - 1) // T * T                               # held out, in rows side by side
+    x, y = (torch.from_numpy(val[first:first + n]).view(-1, T) for first in (0, 1))
+    with torch.no_grad():
+        nats = sum(model(*rows)[0].item() for rows in zip(x.split(64), y.split(64)))
+    print(f'held out: {nats / n:.3f} nats per token')
+    write(model, meta)
+
+
+def gpt2_weights(model):
+    """As GPT-2 begins (Radford et al. 2019): small, and smaller where a block adds to x."""
+    for name, p in model.named_parameters():
+        if p.ndim == 2:
+            adds = name.endswith(('o_proj.weight', 'down_proj.weight'))
+            torch.nn.init.normal_(p, std=0.02 / math.sqrt(2 * model.config.n_layers) ** adds)
+
+
+def choose_optimizer(model, ours):
+    """(the optimizer, its peak learning rate)"""
+    if 'muon' in ours:                                        # for the matrices; AdamW for tables
+        peak = lr or 8e-3
+        counted = 'counting' in ours
+        return make_optimizer(model, 'muon', peak, 0.0, counted, torch.float32), peak
+    matrices = [p for p in model.parameters() if p.ndim == 2]
+    gains = [p for p in model.parameters() if p.ndim == 1]
+    groups = [{'params': matrices, 'weight_decay': 0.1}, {'params': gains, 'weight_decay': 0.0}]
+    return torch.optim.AdamW(groups, betas=(0.9, 0.99)), lr or 4e-3
+
+
+def choose_rows(train, meta, ours):
+    """The function that gives x (B, T) and y (B, T) of a step."""
+    if 'packing' in ours:                                     # whole texts where they fit, shuffled
+        data = Data(SimpleNamespace(
+            data_dir=data_dir, mode=mode, chunk_size=T, batch_size=B, n_tokens=n_tokens, epochs=1,
+            seed=seed, read_share=0, arch='decoder'), meta)
+        return lambda step: data.batch(step)[:2]
+
+    def cut_anywhere(step):
+        starts = np.random.default_rng((seed, step)).integers(len(train) - T, size=B)
+        rows = torch.from_numpy(train[starts[:, None] + np.arange(T + 1)])
+        return rows[:, :-1], rows[:, 1:]
+    return cut_anywhere
+
+
+def write(model, meta):
+    """Print what the model writes after the prompt."""
+    vocabulary = load_vocabulary(f'{data_dir}/{mode}')
+    beginning = [meta['eos'], meta['starts']['unknown'], *vocabulary.encode([prompt])[0]]
+    columns = generate(model.eval(), torch.tensor([beginning]), 300, vocabulary.banned,
+                       temperature=0.8)
+    print(vocabulary.decode(beginning[2:] + [ids.item() for ids in columns]))
+
+
+if __name__ == '__main__':
+    run_script(main)
