@@ -132,7 +132,8 @@ def main():
 
     # --- data ---
     meta = read_meta(run.data_dir, run.mode)
-    vocabulary = check_data(run, meta, checkpoint)            # {file: content}, as it is now
+    vocabulary = vocabulary_files(Path(run.data_dir, run.mode))           # {name: content}
+    check_data(run, meta, vocabulary, checkpoint)
     base, origin = None, {}  # the model to fine-tune, and what the model card says of it
     if checkpoint:
         origin = checkpoint['origin']
@@ -363,13 +364,11 @@ def check_settings(run):
         raise UserError(f'seed={run.seed}: it takes a whole number from 0 to 2^63 - 1')
 
 
-def check_data(run, meta, checkpoint):
-    """The files of the vocabulary, {name: bytes}. Raises UserError where the data are not those of
-    the run, or where the processes, which may stand on several machines, do not agree on data,
-    settings and step.
+def check_data(run, meta, vocabulary, checkpoint):
+    """Raise UserError where the data are not those of the run, or where the processes, which may
+    stand on several machines, do not agree on data, settings and step. vocabulary: its files.
     """
     check_texts(Path(run.data_dir), meta)
-    vocabulary = vocabulary_files(Path(run.data_dir, run.mode))
     state = checkpoint or {'step': 0, 'checksum': 'none'}
     agreed = {  # the causes first: who has no state.pt has none of its settings either
         'the last step': state['step'],
@@ -384,7 +383,6 @@ def check_data(run, meta, checkpoint):
         raise UserError(f'{run.data_dir} holds other tokens than the run in {run.out_dir} was '
                         'trained on; name the folder that has them (--data_dir=), prepare them as '
                         'they were, or begin anew in another --out_dir')
-    return vocabulary
 
 
 # --- how much fits into some minutes ---
