@@ -213,7 +213,7 @@ def make_reader(source):
     """How the files of a source are read: of one that is known the columns are known, too."""
     if source in KNOWN_SOURCES:
         return Reader(unit=unit, rating_column='none' if rating_column == 'none' else '')
-    return Reader(encoding, unit, text_column, rating_column)
+    return Reader(encoding, unit, text_column, rating_column, 'unit' in settings.given)
 
 
 # --- the vocabulary ---
@@ -313,6 +313,7 @@ def vocabulary_meta(vocab, texts):
         'model_name': model_name,
         'vocab_size': vocab.size,
         'vocabulary': vocab.file,
+        'vocabulary_flag': how_learned(),
         'eos': vocab.eos,
         'unknown_ids': vocab.unknown_ids,  # each hides a character of the text
         'starts': dict(zip(names, vocab.start_ids)),  # the start token of each rating
@@ -330,6 +331,13 @@ def vocabulary_meta(vocab, texts):
         'tokenizers': tokenizers.__version__,
     }
     return meta
+
+
+def how_learned():
+    """The flag that makes such a vocabulary again."""
+    if model_name:
+        return f'--model_name={model_name}'
+    return f'--min_count={min_count}' if mode == 'manual' else f'--vocab_size={vocab_size}'
 
 
 def tokenizer_config(vocab, tokenizer):

@@ -16,6 +16,7 @@ import math
 import multiprocessing
 import os
 import re
+import shlex
 import signal
 import threading
 import unicodedata
@@ -39,6 +40,7 @@ from parts.readers import (
     explain_encoding,
     file_type,
     listed,
+    visible,
 )
 
 # --- ratings ---
@@ -70,7 +72,8 @@ class Labels:
         self.given = bool(ratings)
         self.meaning = dict(NO_LABELS if ratings else RATING_LABELS)
         said = {}
-        for pair in ratings.split(',') if ratings else []:
+        # a comma within a label stays: 4,5:1
+        for pair in re.split(r'(?<=:[-\d]),', ratings) if ratings else []:
             label, colon, digit = pair.rpartition(':')
             label, rating = self.as_compared(label), RATING_DIGITS.get(digit.strip())
             if not colon or rating is None:
@@ -85,8 +88,7 @@ class Labels:
         """A label as it is compared: a gap in a column of pandas makes 1.0 of every 1, a database
         1.00, Excel 1,0 where that is how it writes 1.0.
         """
-        label = unicodedata.normalize('NFC', label).strip().lower()
-        return re.sub(r'(?<=\d)[.,]00?$', '', label)
+        return re.sub(r'(?<=\d)(\.0+|,00?)$', '', visible(label).lower())
 
     def rating(self, label):
         """The rating that a label means. Raises UserError."""
@@ -99,13 +101,19 @@ class Labels:
                             'too (--ratings=bad:0,good:1), and --rating_column=none reads none')
         return rating
 
-    def check_seen(self, name, seen):
+    def check_seen(self, name, digits):
         """Ask what labels mean that are hardly KR3's: 1 and 2, say, can be bad and good.
 
-        name: of the source. seen: the ratings for which it has digits. Raises UserError.
+        name: of the source. digits: {file: the ratings for which it has digits}. Raises
+        UserError.
         """
-        known = sorted(seen)
+        known = sorted(set().union(*digits.values()))
         usual = known in ([1], list(range(len(known))))
+        other_files = [file for file, seen in digits.items() if seen == {1, 2}]
+        if usual and other_files and not self.given:
+            raise UserError(f'{other_files[0]}: its labels are 1 and 2, and another file has 0, '
+                            'too; --ratings=0:0,1:1,2:2 reads all as they are, and if 1 is bad '
+                            'there, prepare that file by itself with --ratings=1:0,2:1')
         if self.given or usual:
             return
         labels = ' and '.join(map(str, known))
@@ -309,13 +317,6 @@ LINE_END = re.compile('\r\n|[\r\v\f\x1c-\x1f\x85\u2028\u2029]')
 # \ud800 to \udfff: halves of surrogate pairs, which no encoding can write; \ufeff: a BOM
 CONTROL_CHARACTER = re.compile('[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff\ufeff]')
 
-# characters that show nothing: Unicode's Default_Ignorable_Code_Point, what is no character, the
-# marks of annotations, the empty Braille cell, the empty head of a note
-INVISIBLE = re.compile(
-    '[\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f'
-    '\u2800\u3164\ufdd0-\ufdef\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\ufffe\uffff'
-    '\U0001bca0-\U0001bca3\U0001d159\U0001d173-\U0001d17a\U000e0000-\U000e0fff]')
-
 
 def clean(text):
     """A text as one line of plain characters. Cleaning twice changes nothing more.
@@ -339,11 +340,6 @@ def clean_lines(text):
     text = CONTROL_CHARACTER.sub('', text)
     text = unicodedata.normalize('NFC', text)
     return text.replace('▁', '_')
-
-
-def visible(text):
-    """What can be seen of a text, '' if nothing can. Texts that look the same have the same."""
-    return unicodedata.normalize('NFC', ' '.join(INVISIBLE.sub('', text).split()))
 
 
 def cleaner(unit):
@@ -400,7 +396,7 @@ class Report:
         self.n_rows = 0
         self.n_texts = Counter()   # side → how many
         self.ratings = Counter()
-        self.digits = set()        # ratings that a digit told, and not a word
+        self.digits = {}           # file → the ratings that a digit told there, and not a word
         self.left_out = Counter()  # why → how many
         self.types = Counter()     # '.csv' → how many files are read
         self.others = []           # files of a folder that are not read
@@ -412,7 +408,8 @@ class Report:
     def add(self, part):
         """Count what another report of the same source counted, of other rows."""
         self.n_rows += part.n_rows
-        self.digits |= part.digits
+        for file, seen in part.digits.items():
+            self.digits.setdefault(file, set()).update(seen)
         self.ratings += part.ratings
         self.left_out += part.left_out
         self.n_texts += part.n_texts
@@ -601,6 +598,7 @@ def split_rows(unit, val_ratio, labels, numbered_rows):
     whole_file = unit == 'file' and file != 'demo' and file_type(file) in ('.txt', '.md')
     lines = {side: bytearray() for side in SIDES}
     report = Report()
+    digits = report.digits.setdefault(file, set())
 
     def keep(side, rating, text, bits):
         lines[side] += text_line(rating, text)
@@ -622,8 +620,8 @@ def split_rows(unit, val_ratio, labels, numbered_rows):
         except UserError as error:
             raise UserError(f'{file}, row {n:,}: {error}') from None
         report.ratings[rating] += 1
-        if rating not in (UNKNOWN, *report.digits) and labels.as_compared(str(label)).isdigit():
-            report.digits.add(rating)
+        if rating not in (UNKNOWN, *digits) and labels.as_compared(str(label)).isdigit():
+            digits.add(rating)
         if whole_file:
             # pieces of one text cannot be shuffled between the sides: its end is validation
             cut = int(len(text) * (1 - val_ratio))
@@ -808,8 +806,9 @@ def check_texts(folder, meta):
     meta: the meta.json of the bins.
     """
     if path := changed_text(folder, meta):
+        flags = [f'--data_dir={folder}', f'--mode={meta["mode"]}', meta.get('vocabulary_flag', '')]
         raise UserError(f'{path} is no longer the text that the ids were made of; '
-                        f'python prepare.py --data_dir={folder} makes them anew')
+                        f'python prepare.py {shlex.join(filter(None, flags))} makes them anew')
 
 
 COMPARED_BYTES = 2 ** 27  # a larger text is compared by its size alone
@@ -876,8 +875,8 @@ def our_files(folder, names):
     if not (folder / 'meta.json').exists() or (folder / 'model.safetensors').exists():
         return []
     meta = read_json(folder / 'meta.json')
-    if 'train_tokens' in meta:  # the meta.json of bins
-        return names
+    if 'train_tokens' in meta:  # the meta.json of bins: it knows of no text beside it
+        return [name for name in names if not name.endswith('.txt')]
     meta = read_texts_meta(folder)
     if 'sources' not in meta or 'train_txt_crc32' not in meta:
         return []
@@ -909,10 +908,13 @@ def clean_rows(path, unit):
     clean_text = cleaner(unit)
     for n, line in read_lines(path):
         inner = line.removeprefix('\ufeff'.encode()).rstrip(b'\r\n')  # what Windows puts around it
+        if not inner.strip():
+            yield n, line, UNKNOWN, ''
+            continue
         rating, text = parse_line(path, n, inner)
-        if '\r' in text:
-            raise UserError(f'{path}, line {n}: a carriage return stands in it, as an old Mac ends '
-                            f'a line; a line of this file ends with a line feed')
+        if re.search(f'\r|({LINE_END.pattern})[-\\d]\t', text):
+            raise UserError(f'{path}, line {n}: a carriage return or another line end stands in '
+                            'it, as an old Mac ends a line; here a line ends with a line feed')
         if unit == 'line' and '\n' in text:
             raise UserError(f'{path}, line {n}: its text has line breaks ({BREAK}), which '
                             f'--unit=paragraph and --unit=file keep')

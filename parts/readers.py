@@ -14,7 +14,7 @@ import io
 import json
 import re
 import unicodedata
-from itertools import dropwhile, groupby, islice
+from itertools import chain, dropwhile, groupby, islice
 
 from parts.errors import UserError
 
@@ -22,6 +22,21 @@ FILE_TYPES = ('.parquet', '.csv', '.tsv', '.jsonl', '.txt', '.md')
 UNITS = ('line', 'paragraph', 'file')
 TEXT_COLUMNS = ('review', 'document', 'comment', 'text')  # the first that is there
 RATING_COLUMNS = ('rating', 'label', 'sentiment', 'score', 'star')
+KNOWN_COLUMNS = {*TEXT_COLUMNS, *RATING_COLUMNS, 'id'}
+
+
+# characters that show nothing: Unicode's Default_Ignorable_Code_Point, what is no character, the
+# marks of annotations, the empty Braille cell, the empty head of a note
+INVISIBLE = re.compile(
+    '[\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f'
+    '\u2800\u3164\ufdd0-\ufdef\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\ufffe\uffff'
+    '\U0001bca0-\U0001bca3\U0001d159\U0001d173-\U0001d17a\U000e0000-\U000e0fff'
+    + ''.join(chr(plane << 16 | last) for plane in range(1, 17) for last in (0xfffe, 0xffff)) + ']')
+
+
+def visible(text):
+    """What can be seen of a text, '' if nothing can. Texts that look the same have the same."""
+    return unicodedata.normalize('NFC', ' '.join(INVISIBLE.sub('', text).split()))
 
 
 class LeftOut(str):
@@ -49,11 +64,14 @@ class Reader:
     unit            what one text of a .txt is: 'line', 'paragraph' or 'file'
     text_column     the name of a column; '': the first of TEXT_COLUMNS
     rating_column   likewise, of RATING_COLUMNS; 'none': there are no ratings
+    lines_meant     a person said that a .txt is lines, so one that looks like a table is lines, too
     """
 
-    def __init__(self, encoding='utf-8-sig', unit='line', text_column='', rating_column=''):
+    def __init__(self, encoding='utf-8-sig', unit='line', text_column='', rating_column='',
+                 lines_meant=False):
         self.encoding = encoding
         self.unit = unit
+        self.lines_meant = lines_meant
         self.text_column = text_column
         self.rating_column = rating_column
         self.chosen = {}  # names of all columns → (text column, rating column or None)
@@ -127,7 +145,8 @@ class Reader:
     # --- plain text ---
 
     def plain_rows(self, path):
-        refuse_tables(self.open(path), self.text_column, self.unit)
+        by_lines = self.unit == 'line' and not self.lines_meant
+        refuse_tables(self.open(path), self.text_column, by_lines)
         with self.open(path) as file:
             if self.unit == 'file':
                 yield file.read(), None
@@ -182,7 +201,8 @@ class Reader:
     def table_rows(self, path, suffix):
         csv.field_size_limit(1 << 30)  # a text may be long
         with self.open(path) as file:
-            first = next((line for line in file if line.strip()), '')
+            head = [line for line in islice(file, 100) if line.strip()] or ['']
+        first = head[0]
         # a first line that Excel writes
         excel = re.fullmatch(r'"?sep=(.)"?', first.strip('\ufeff\r\n '))
         if excel:
@@ -193,7 +213,8 @@ class Reader:
             marks = '\t,;' if suffix == '.tsv' else ',;\t'
             delimiter = max(marks, key=first.count)  # of equals the first
         quoted = delimiter != '\t' or self.is_quoted(path)
-        spaced = f'{delimiter} ' in first  # label, text
+        spaced = any(f'{delimiter} ' in line for line in head[:2])                 # label, text
+        spaced = spaced or any(f'{delimiter} "' in line for line in head)          # 1, "text"
         lines = numbered_cells(self, path, delimiter, quoted, spaced)
         for _ in range(2 if excel else 1):
             lines = dropwhile(lambda line: not any(map(str.strip, line[1])), lines)
@@ -201,6 +222,12 @@ class Reader:
         header = bare(names)
         if not header:
             return
+        n, second = next(lines, (0, []))
+        lines = chain([(n, second)], lines) if second else []
+        n_known = [sum(plain(name) in KNOWN_COLUMNS for name in line) for line in (header, second)]
+        if n_known[1] > max(1, n_known[0]):
+            raise UserError(f'line {n} looks like the names of the columns; delete what stands '
+                            'above it')
         text, rating = self.choose_columns(header)
         text_cell = header.index(text)
         rating_cell = None if rating is None else header.index(rating)
@@ -209,9 +236,10 @@ class Reader:
             if not any(cells) or len(cells) == 1 < len(header) and not cells[0].strip():
                 yield None, None
             elif len(cells) != len(header):
+                mark, *_ = DELIMITERS.get(delimiter, ['mark'])
                 raise UserError(f'line {n} has {len(cells)} cells and the first line has '
-                                f'{len(header)}; a text with a {DELIMITERS.get(delimiter, "mark")} '
-                                f'or a line break in it must stand in quotes')
+                                f'{len(header)}; a text with a {mark} or a line break in it must '
+                                'stand in quotes')
             elif plain(cells[text_cell][-100:]) in usual and is_header(cells, header, n):
                 yield LeftOut('the names of the columns again'), None
             else:
@@ -224,10 +252,12 @@ class Reader:
         It is quoted if read so every row has the cells of the first, and besides
         - read raw not every one has,
         - or a quoted cell has doubled quotes in it,
+        - or below the names all cells of a column are quoted,
         - or no cell stands in quotes that it does not need, and no row takes several lines.
         '''
         n_lines = n_rows = n_cells = 0
         ragged = quotes = doubled = needless = False
+        always = set()  # columns whose cells are all quoted, but for the name
 
         def rows(quoted):
             for _, cells in numbered_cells(self, path, '\t', quoted):
@@ -238,6 +268,8 @@ class Reader:
             n_lines += 1
             n_cells = n_cells or len(cells)
             ragged = ragged or len(cells) != n_cells
+            now = {k for k, cell in enumerate(cells) if re.fullmatch('"[^"]*"', cell)}
+            always = now if n_lines < 3 else always & now
             for cell in cells:
                 if cell.startswith('"'):
                     quotes = True
@@ -261,10 +293,17 @@ class Reader:
         if n_cells == 1 and not doubled and n_rows != n_lines:
             raise UserError('a quote at the beginning of a line closes in a later one: is it one '
                             'cell? If so, name it .csv, and if a quote is a quote, .txt')
-        return ragged or doubled or n_rows == n_lines and (header_is_quoted or not needless)
+        all_quoted = always and n_lines > 2
+        fits = header_is_quoted or all_quoted or not needless
+        return bool(ragged or doubled or n_rows == n_lines and fits)
 
 
-DELIMITERS = {',': 'comma', ';': 'semicolon', '\t': 'tab'}
+DELIMITERS = {  # what parts the cells of a table → its name, its plural, what to call such a file
+    '\t': ('tab', 'tabs', '.tsv'),
+    ',': ('comma', 'commas', '.csv'),
+    ';': ('semicolon', 'semicolons', '.csv'),
+    '|': ('bar', 'bars', '.csv'),
+}
 
 
 def numbered_cells(reader, path, delimiter, quoted, spaced=False):
@@ -298,8 +337,7 @@ def bare(names):
 
 def plain(name):
     """A column's name without case, quotes, spaces and plural: ' Labels' is 'label'."""
-    name = unicodedata.normalize('NFC', str(name))
-    return name.replace('\ufeff', '').strip('" \t\n\xa0').lower().removesuffix('s')
+    return visible(str(name)).strip('" ').lower().removesuffix('s')
 
 
 def is_header(cells, header, n):
@@ -364,43 +402,52 @@ def check_is_text(field):
 
 def paragraphs(file):
     """Yield (text, None) of each run of lines between blank ones."""
-    for blank, lines in groupby(file, lambda line: not line.replace('\ufeff', '').strip()):
+    for blank, lines in groupby(file, lambda line: not visible(line)):
         if not blank:
             yield ''.join(lines).removesuffix('\n'), None
 
 
-def refuse_tables(file, wanted, unit):
+def refuse_tables(file, wanted, by_lines):
     """Raise UserError where a plain text is a table, or JSON, by the looks of its first lines.
 
-    wanted: the column of the texts, where a person named it. unit: of the texts; where it is no
-    line, only a table with that column is refused.
+    wanted: the column of the texts, where a person named it. by_lines: whether a line is a text and
+    nobody said so; else only a table with that column is refused.
     """
     with file:
-        lines = [line.rstrip('\n') for line in islice(file, 100)]
-    if not lines:
-        return
-    by_lines = unit == 'line'
-    advice = ' (or, if it is plain text, --unit=file or --unit=paragraph reads it)' * by_lines
-    full = [line.strip() for line in lines if line.strip()]
-    for delimiter, suffix in (('\t', '.tsv'), (',', '.csv'), (';', '.csv')):
-        names = [plain(cell) for cell in lines[0].split(delimiter)]                # quoted or not
-        named = wanted and plain(wanted) in names
-        has_text = any(name in names for name in TEXT_COLUMNS)
-        has_rating = any(name in names for name in RATING_COLUMNS)
-        even = len(full) > 1 and len({line.count(delimiter) for line in full}) == 1
-        likely = by_lines and has_text and (has_rating or even or delimiter == '\t')
-        if (named or likely) and len(names) > 1:
-            raise UserError(f'this is a table with the columns {lines[0]!r}; name it '
-                            f'{suffix}{advice}')
+        head = [line.strip('\ufeff\n') for line in islice(file, 100)]
+    lines = [line.lstrip() for line in head if line.strip()]  # a cell at the end may be empty
+    advice = ' (if it is plain text, --unit=line reads it)' * by_lines
+    for header in lines[:2]:                                  # a title may stand above it
+        for delimiter, (_, _, suffix) in DELIMITERS.items():
+            names = [plain(cell) for cell in header.split(delimiter)]
+            named = wanted and plain(wanted) in names
+            has_text = any(name in names for name in TEXT_COLUMNS)
+            has_more = any(name in names for name in (*RATING_COLUMNS, 'id'))
+            even = len(lines) > 1 and len({line.count(delimiter) for line in lines}) == 1
+            likely = has_text and (has_more or even or delimiter in '\t|') or has_more and even
+            if (named or by_lines and likely) and len(names) > 1:
+                raise UserError(f'this is a table with the columns {header!r}; name it '
+                                f'{suffix}{advice}')
     if not by_lines:
         return
-    if len(full) > 1 and all('\t' in line for line in full):
-        n_cells = sorted({line.count('\t') + 1 for line in full})
-        raise UserError(f'this is a table: each line has {" or ".join(map(str, n_cells))} cells, '
-                        f'parted by tabs; name it .tsv, and write the names of the columns into a '
-                        f'first line{advice}')
-    if re.match(r'\s*(\[\s*)?\{\s*"', '\n'.join(lines)):
+    for delimiter, (_, signs, suffix) in DELIMITERS.items():
+        rows = [cells for line in lines if len(cells := line.split(delimiter)) > 1]
+        # labels at one end: numbers, or a few words again and again
+        labels = max(sum(is_number(cells[n]) for cells in rows) for n in (0, -1))
+        kinds = min(len({cells[n] for cells in rows}) for n in (0, -1))
+        words = len(rows) > 19 and kinds < 6
+        n_likely = len(rows) if delimiter in '\t|' or words else labels
+        if len(lines) > 1 and n_likely > 0.9 * len(lines):    # a few may be broken
+            n_cells = ' or '.join(map(str, sorted({len(cells) for cells in rows})))
+            raise UserError(f'this is a table without names: its lines have {n_cells} cells, '
+                            f'parted by {signs}; name it {suffix}, and write the names of the '
+                            f'columns into a first line{advice}')
+    if re.match(r'\s*(\{\s*"|\[\s*[\["{])', '\n'.join(lines)):
         raise UserError(f'this is JSON; name it .jsonl{advice}')
+
+
+def is_number(cell):
+    return re.fullmatch(r'\s*"?-?\d+([.,]\d+)?"?\s*', cell) is not None
 
 
 # --- encodings ---
@@ -416,7 +463,7 @@ def explain_encoding(path, encoding):
     few_are_bad = n_bad * 10 < n_foreign or n_bad <= 1
     likely, advice = guess_encoding(head)
     is_utf8 = likely == 'utf-8' != codecs.lookup(named).name and not head.isascii()
-    if few_are_bad and not is_utf8 and not has_zeros(head) and '16' not in named:
+    if (few_are_bad or not likely) and not is_utf8 and not has_zeros(head) and '16' not in named:
         with opener(path)(path, 'rb') as file:
             return f'{path}{first_bad_byte(file, named)}'
     if likely == named:
@@ -457,7 +504,9 @@ def guess_encoding(head):
     # in Korean bytes of 128 and more come in pairs, in Western European languages one by one
     runs = [len(run) for run in re.findall(rb'[\x80-\xff]+', head)]
     western = 2 * runs.count(1) > len(runs)
-    if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+    if head[:4] in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE):
+        likely = 'utf-32'
+    elif head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         likely = 'utf-16'
     elif has_zeros(head):
         likely = 'utf-16-be' if head[0::2].count(0) > head[1::2].count(0) else 'utf-16-le'
@@ -469,7 +518,8 @@ def guess_encoding(head):
     else:
         likely = 'cp949'
     if decodes(head, likely):
-        return likely, f'it looks like {likely}: say --encoding={likely}'
+        return likely, (f'it looks like {likely}: say --encoding={likely}, and look whether the '
+                        'text comes out right')
     return '', 'convert it to UTF-8 (iconv -f ENCODING -t UTF-8) or say --encoding='
 
 

@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 from parts import grammar
 from parts.corpus import (
     PLAIN_FILES,
+    Labels,
     batches,
     check_texts,
     clean,
@@ -434,6 +435,39 @@ def test_sources_with_commas_and_links_are_found_by_their_names(tmp_path):
         assert (tmp_path / 'out' / name).exists()
 
 
+@pytest.mark.parametrize('table', [
+    'text\tlabel\n' + ''.join(f'"{text}"\t{i % 3}\n' for i, text in enumerate(LINES)),
+    'text,label\n' + ''.join(f'"{text}", {i % 3}\n' for i, text in enumerate(LINES)),
+    'label,text\n' + ''.join(f'{i % 3}, "{text}"\n' for i, text in enumerate(LINES)),
+])
+def test_quotes_around_all_texts_are_no_part_of_them(tmp_path, table):
+    write(tmp_path / 'r.tsv', table)
+    works(tmp_path, '--source=r.tsv', '--mode=manual')
+    assert sorted(reviews(tmp_path / 'data/r')) == sorted((i % 3, t) for i, t in enumerate(LINES))
+
+
+def test_a_person_may_say_that_a_line_is_a_text_whatever_it_looks_like(tmp_path):
+    lines = [f'{i}, 그리고 우리는 갔다' for i in range(40)]
+    write(tmp_path / 'r.txt', '\n'.join(lines))
+    assert '--unit=line reads it' in refused(tmp_path, '--source=r.txt', '--mode=manual')
+    works(tmp_path, '--source=r.txt', '--mode=manual', '--unit=line')
+    assert sorted(text for _, text in reviews(tmp_path / 'data/r')) == sorted(lines)
+
+
+def test_labels_with_commas_zeros_and_what_cannot_be_seen():
+    labels = Labels('4,5:1,1,5:0,ok:2')
+    assert [labels.rating(label) for label in ('4,5', '1,5', ' OK\u200b')] == [1, 0, 2]
+    assert [Labels().rating(label) for label in ('1.000', '\ufeff0', '2,0')] == [1, 0, 2]
+
+
+def test_the_labels_of_each_file_of_a_folder_are_asked_about(tmp_path):
+    for name, shift in (('a', 0), ('b', 1)):
+        rows = ''.join(f'{text} {name},{i % 2 + shift}\n' for i, text in enumerate(LINES))
+        write(tmp_path / f'f/{name}.csv', 'text,label\n' + rows)
+    assert 'b.csv: its labels are 1 and 2' in refused(tmp_path, '--source=f', '--mode=manual')
+    works(tmp_path, '--source=f', '--mode=manual', '--ratings=0:0,1:1,2:2')
+
+
 def test_a_space_after_a_comma_is_no_part_of_a_cell(tmp_path):
     rows = [f'{i % 3}, "{text}, ""또"""\n' for i, text in enumerate(LINES)]
     write(tmp_path / 'r.csv', '\n\nlabel, text\n' + ''.join(rows))  # blank lines before
@@ -632,6 +666,13 @@ def test_a_file_whose_end_cannot_be_seen_loses_nothing(tmp_path, text, cut):
     assert val == [*filter(None, [text[cut:]]), other[its_cut:]]
 
 
+@pytest.mark.parametrize('blank', ['', ' ', '\u200b', '\u3164'])
+def test_a_line_that_shows_nothing_ends_a_paragraph(tmp_path, blank):
+    write(tmp_path / 'poems.txt', f'\n{blank}\n'.join(f'시 {i}\n둘째 줄' for i in range(40)))
+    works(tmp_path, '--source=poems.txt', '--unit=paragraph', '--mode=manual')
+    assert len(reviews(tmp_path / 'data/poems')) == 40
+
+
 def test_a_blank_line_ends_a_paragraph(tmp_path):
     paragraphs = [f'  {i}째 연\n둘째 줄  {GOOD}' for i in range(40)]
     write(tmp_path / 'poems.txt', '\n\n' + '\n \t\n\n'.join(paragraphs) + '\n')
@@ -758,6 +799,20 @@ BAD_FILES = {  # what is wrong: file, its content, words of the sentence
     'a CSV called .txt': ('r.txt', 'text,label\n굿,1\n', ['a table', '.csv']),
     'no ratings, called .txt': ('r.txt', 'id,review\n1,굿\n2,별로\n', ['a table', '.csv']),
     'a table without names': ('r.txt', '1\t굿\n0\t별로\n', ['a table', '2 cells', '.tsv']),
+    'an empty cell': ('r.txt', '1\t굿\n0\t별로\n1\t\n', ['a table', '2 cells', '.tsv']),
+    'a broken line': ('r.txt', '1\t굿\n' * 20 + '별로\n', ['a table', '2 cells', '.tsv']),
+    'float labels': ('r.txt', '굿, 또,1.0\n별로,0.0\n', ['a table', '.csv']),
+    'word labels': ('r.txt', '굿 1,pos\n별로 2,neg\n' * 10, ['a table', '2 cells', 'commas']),
+    'bars': ('r.md', '0|굿|1\n1|별로|0\n', ['a table', 'parted by bars']),
+    'a rating alone': ('r.txt', '본문,sentiment\n굿,positive\n', ['a table', '.csv']),
+    'a title above, called .txt': ('r.txt', '\n표 1\ntext;label\n굿;1\n', ['a table', '.csv']),
+    'an array of strings': ('r.txt', '["굿",\n"별로"]\n', ['JSON', '.jsonl']),
+    'JSON with a BOM': ('r.txt', '\ufeff{"text": "굿"}\n', ['JSON']),
+    'a title above': ('r.csv', 'Reviews,,\nid,text,label\n1,굿,1\n', ['line 2 looks like']),
+    'half of it cp949': ('r.txt', '맛있어요\n'.encode() * 60 + '맛있어요\n'.encode('cp949') * 60,
+                         ['line 61']),
+    'UTF-32': ('r.txt', ('굿\n' * 9).encode('utf-32'), ['--encoding=utf-32']),
+    'no names, commas': ('r.txt', '굿, 또,1\n별로,0\n', ['a table', '2 or 3 cells', '.csv']),
     'JSON called .txt': ('r.txt', '{"text": "굿"}\n', ['JSON', '.jsonl']),
     'a quoted CSV called .txt': ('r.txt', '"text","label"\n"굿","1"\n', ['a table', '.csv']),
     'a ragged table': ('r.txt', '1\t굿\n0\t별로\t2\n', ['a table', '2 or 3 cells', '.tsv']),
@@ -850,6 +905,7 @@ SPLIT = [f'{i % 3}\t{text}\n' for i, text in enumerate(LINES)]
     ('1\t굿▁굿\n', '굿_굿'),
     ('1\t' + unicodedata.normalize('NFD', '굿 굿') + '\n', '굿 굿'),
     ('1\t \u200b\n', None),
+    ('\n', None),
 ])
 def test_a_split_that_is_not_clean_is_refused_and_copied_clean(tmp_path, line, wanted):
     write(tmp_path / 'own/train.txt', ''.join([line, *SPLIT]))
@@ -973,6 +1029,14 @@ def test_a_split_with_the_lines_of_an_old_mac_is_refused(tmp_path):
     assert 'a carriage return' in refused(tmp_path, *words)
 
 
+@pytest.mark.parametrize('end', ['\x85', '\u2028', '\v'])
+def test_a_split_with_other_line_ends_is_refused(tmp_path, end):
+    for name in SIDES.values():
+        write(tmp_path / 'own' / name, ''.join(SPLIT).replace('\n', end))
+    words = ['--data_dir=own', '--output_dir=copy', '--mode=manual']
+    assert 'another line end' in refused(tmp_path, *words)
+
+
 def test_line_breaks_of_a_split_without_its_meta_json_are_asked_about(tmp_path):
     for name in SIDES.values():
         write(tmp_path / 'own' / name, ''.join(f'-\t{text}␤  또\n' for text in LINES))
@@ -1008,7 +1072,7 @@ def test_ids_of_the_text_before_are_stale(tmp_path):
     works(tmp_path, '--source=a.txt', '--output_dir=x', '--vocab_size=300')
     works(tmp_path, '--source=b.txt', '--output_dir=x', '--mode=manual')
     check_texts(tmp_path / 'x', read_meta(tmp_path / 'x/manual'))
-    with pytest.raises(UserError, match='no longer the text'):
+    with pytest.raises(UserError, match='--mode=tokenizer --vocab_size=300 makes them anew'):
         check_texts(tmp_path / 'x', read_meta(tmp_path / 'x/tokenizer'))
 
 
