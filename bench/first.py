@@ -1,11 +1,13 @@
-"""The first lesson: training in one file. Plain, or with this project's ideas, one after the other.
+"""The first lesson: the training loop in one file, beside model.py. Plain, or with this project's
+ideas, one after the other. On a CPU; nothing is saved.
 
     python prepare.py --source=shakespeare
     python -m bench.first
     python -m bench.first --ideas=weights,counting,muon,schedule,packing
+    python -m bench.first --data_dir=data/mine --mode=tokenizer --prompt="It was"      # your text
 
-Plain is much what nanoGPT does: GPT-2's random weights, AdamW, a cosine, rows cut anywhere. Only
-the model is this project's. With all ideas it is what `train.py config/shakespeare_small.py` does.
+Plain is nanoGPT's training, but for a higher rate and a shorter warmup; the model is this
+project's. With all ideas it is `train.py config/shakespeare_small.py --dtype=float32`.
 """
 import math
 from types import SimpleNamespace
@@ -21,7 +23,7 @@ from parts.errors import UserError, run_script
 from parts.optim import get_lr, make_optimizer
 from parts.vocabulary import load_vocabulary
 
-ideas = ''                     # what is not plain: weights, counting, muon, schedule, packing
+ideas = ''                     # what is not plain: some of IDEAS, with commas between them
 data_dir = 'data/shakespeare'  # what prepare.py wrote
 mode = 'manual'                # which of its vocabularies
 n_tokens = 0.2                 # million tokens to read
@@ -37,10 +39,14 @@ IDEAS = ('weights', 'counting', 'muon', 'schedule', 'packing')
 def main():
     ours = ideas.split(',') if ideas else []
     if not set(ours) <= set(IDEAS):
-        raise UserError(f"ideas='{ideas}': they are {', '.join(IDEAS)}, with commas between them")
+        raise UserError(f"ideas='{ideas}': they are {','.join(IDEAS)}")
     meta = read_meta(data_dir, mode)
-    train, val = (np.fromfile(f'{data_dir}/{mode}/{side}.bin', '<u2').astype(np.int64)
-                  for side in ('train', 'val'))
+    vocabulary = load_vocabulary(f'{data_dir}/{mode}')
+    train, val = read_ids('train'), read_ids('val')
+    if min(len(train), len(val)) <= T:
+        raise UserError(f'{data_dir} has too little text')
+    some = train[2:12].tolist()                               # after </s> and the start token
+    print(f'{len(train):,} ids to learn from: {some} … is {vocabulary.decode(some)!r} …')
     steps = int(n_tokens * 1e6) // (B * T)
 
     torch.manual_seed(seed)
@@ -49,7 +55,7 @@ def main():
     if 'weights' not in ours:
         gpt2_weights(model)
     if 'counting' in ours:
-        init_from_bigrams(model, train)                       # a bigram model before any step
+        init_from_bigrams(model, train)                       # nearly a bigram model, at once
     optimizer, peak = choose_optimizer(model, ours)
     batch = choose_rows(train, meta, ours)
 
@@ -57,25 +63,36 @@ def main():
         if 'schedule' in ours:                                # up, level, and in a line to zero
             rate = get_lr(step, steps, peak)
         else:                                                 # up, and in a cosine to a tenth
-            rate = peak * min((step + 1) / 10, 0.55 + 0.45 * math.cos(math.pi * step / steps))
+            cosine = 0.55 + 0.45 * math.cos(math.pi * step / steps)
+            rate = peak * min((step + 1) / 10, cosine)
         for group in optimizer.param_groups:
             group['lr'] = rate * group.get('lr_mult', 1)
         x, y = batch(step)                                    # (B, T) each: ids, the id after each
-        nats, _ = model(x, y)                                 # the sum over the tokens of y
+        nats, _ = model(x, y)                                 # the sum over y (_: that of ratings)
         loss = nats / (y >= 0).sum()                          # their mean; -1 is no token
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        if step % 20 == 0:
+        if step % 20 == 0 or step == steps - 1:
             print(f'step {step}/{steps}  loss {loss.item():.3f}', flush=True)
 
     n = (len(val) - 1) // T * T                               # held out, in rows side by side
-    x, y = (torch.from_numpy(val[first:first + n]).view(-1, T) for first in (0, 1))
+    x = torch.from_numpy(val[:n]).view(-1, T)
+    y = torch.from_numpy(val[1:n + 1]).view(-1, T)
+    model.eval()
     with torch.no_grad():
         nats = sum(model(*rows)[0].item() for rows in zip(x.split(64), y.split(64)))
     print(f'held out: {nats / n:.3f} nats per token')
-    write(model, meta)
+
+    beginning = [*val[:2].tolist(), *vocabulary.encode([prompt])[0]]
+    columns = generate(model, torch.tensor([beginning]), 300, vocabulary.banned, temperature=0.8)
+    print(vocabulary.decode(beginning[2:] + [ids.item() for ids in columns]))
+
+
+def read_ids(side):
+    """The ids (N,) of the training or held-out text, as prepare.py wrote them."""
+    return np.fromfile(f'{data_dir}/{mode}/{side}.bin', '<u2').astype(np.int64)
 
 
 def gpt2_weights(model):
@@ -83,25 +100,27 @@ def gpt2_weights(model):
     for name, p in model.named_parameters():
         if p.ndim == 2:
             adds = name.endswith(('o_proj.weight', 'down_proj.weight'))
-            torch.nn.init.normal_(p, std=0.02 / math.sqrt(2 * model.config.n_layers) ** adds)
+            smaller = math.sqrt(2 * model.config.n_layers) if adds else 1
+            torch.nn.init.normal_(p, std=0.02 / smaller)
 
 
 def choose_optimizer(model, ours):
     """(the optimizer, its peak learning rate)"""
-    if 'muon' in ours:                                        # for the matrices; AdamW for tables
+    if 'muon' in ours:  # for the matrices; AdamW for the tables, at rates of their own, no decay
         peak = lr or 8e-3
-        counted = 'counting' in ours
-        return make_optimizer(model, 'muon', peak, 0.0, counted, torch.float32), peak
-    matrices = [p for p in model.parameters() if p.ndim == 2]
+        optimizer = make_optimizer(model, 'muon', peak, table_decay=0.0,
+                                   warm_start='counting' in ours, dtype=torch.float32)
+        return optimizer, peak
+    decayed = [p for p in model.parameters() if p.ndim == 2]
     gains = [p for p in model.parameters() if p.ndim == 1]
-    groups = [{'params': matrices, 'weight_decay': 0.1}, {'params': gains, 'weight_decay': 0.0}]
+    groups = [{'params': decayed, 'weight_decay': 0.1}, {'params': gains, 'weight_decay': 0.0}]
     return torch.optim.AdamW(groups, betas=(0.9, 0.99)), lr or 4e-3
 
 
 def choose_rows(train, meta, ours):
     """The function that gives x (B, T) and y (B, T) of a step."""
-    if 'packing' in ours:                                     # whole texts where they fit, shuffled
-        data = Data(SimpleNamespace(
+    if 'packing' in ours:  # short texts whole, long ones in rows that do not overlap, shuffled
+        data = Data(SimpleNamespace(                          # what it reads of train.py's settings
             data_dir=data_dir, mode=mode, chunk_size=T, batch_size=B, n_tokens=n_tokens, epochs=1,
             seed=seed, read_share=0, arch='decoder'), meta)
         return lambda step: data.batch(step)[:2]
@@ -111,15 +130,6 @@ def choose_rows(train, meta, ours):
         rows = torch.from_numpy(train[starts[:, None] + np.arange(T + 1)])
         return rows[:, :-1], rows[:, 1:]
     return cut_anywhere
-
-
-def write(model, meta):
-    """Print what the model writes after the prompt."""
-    vocabulary = load_vocabulary(f'{data_dir}/{mode}')
-    beginning = [meta['eos'], meta['starts']['unknown'], *vocabulary.encode([prompt])[0]]
-    columns = generate(model.eval(), torch.tensor([beginning]), 300, vocabulary.banned,
-                       temperature=0.8)
-    print(vocabulary.decode(beginning[2:] + [ids.item() for ids in columns]))
 
 
 if __name__ == '__main__':

@@ -25,10 +25,10 @@ def init_from_bigrams(model, tokens):
 
         head_j · embedding_i  ≈  log P(j | i)  =  log P(j) + PMI(i, j)
 
-    PMI, pointwise mutual information, says how much more often j follows i than j occurs overall;
-    where it is less often, 0 is taken (positive PMI). Its truncated SVD gives each token a vector
-    as predecessor and one as successor (Levy & Goldberg 2014). tokens: ids (N,), uint16, of the
-    whole stream, also where a run trains on a part of it.
+    up to a constant, which the softmax removes. PMI, pointwise mutual information, says how much
+    more often j follows i than j occurs overall; where it is less often, 0 is taken (positive PMI).
+    Its truncated SVD gives each token a vector as predecessor and one as successor (Levy & Goldberg
+    2014). tokens: ids (N,), of the whole stream, also where a run trains on a part of it.
     """
     V, C = model.config.vocab_size, model.config.d_model
     # (V, rank), (V, rank), (V,)
