@@ -976,6 +976,15 @@ def test_what_is_not_ours_is_never_written_over(tmp_path, there, words):
     assert files_of(tmp_path) == before
 
 
+def test_a_text_beside_the_meta_json_of_bins_is_not_ours(tmp_path):
+    write(tmp_path / 'a.txt', '\n'.join(LINES))
+    works(tmp_path, '--source=a.txt', '--output_dir=x', '--mode=manual')
+    shutil.copytree(tmp_path / 'x/manual', tmp_path / 'flat')
+    write(tmp_path / 'flat/train.txt', '1\tmine\n')
+    assert 'train.txt' in refused(tmp_path, '--source=a.txt', '--output_dir=flat', '--mode=manual')
+    assert (tmp_path / 'flat/train.txt').read_text('utf-8') == '1\tmine\n'
+
+
 def test_a_text_that_was_edited_is_not_written_over_and_its_ids_are_stale(tmp_path):
     write(tmp_path / 'mine.txt', '\n'.join(LINES))
     words = ['--source=mine.txt', '--mode=manual']
