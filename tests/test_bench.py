@@ -91,6 +91,7 @@ def test_a_linear_model_stands_beside_ours_on_the_same_texts(demo, models):
         assert float(value) == pytest.approx(scores[f'sentiment_{name}'], abs=0.002)
 
 
+@pytest.mark.long
 def test_a_linear_model_reads_what_was_written(demo, tmp_path):
     for rating, name in enumerate(('negative', 'positive')):
         texts = [text for r, text in read_split(demo / 'validation.txt') if r == rating][:50]
@@ -102,6 +103,7 @@ def test_a_linear_model_reads_what_was_written(demo, tmp_path):
     assert float(shares[1][1]) > 90
 
 
+@pytest.mark.long
 def test_a_linear_model_asks_for_what_it_lacks(demo, tmp_path):
     (tmp_path / 'train.txt').write_text('1\t맛있어요\n2\t그냥 그래요\n', 'utf-8')
     said = bench('linear_model', f'--data_dir={tmp_path}', f'--read_dir={demo}', ok=False)
@@ -183,10 +185,10 @@ def test_the_dial_is_tried_and_kept(demo, tmp_path):
     assert [line.split(',')[2] for line in kept] == ['by', 'dial', 'hand']
 
 
-PLAYS = '''name,context,seconds,nats_per_char
-nanoGPT,64,177,1.9
-"config/small.py, seed 0",64,44,1.8
-"config/small.py, seed 1",64,43,1.7
+PLAYS = '''name,context,seconds,nats_per_char,side_by_side
+nanoGPT,64,177,1.9,1.92
+"config/small.py, seed 0",64,44,1.8,1.82
+"config/small.py, seed 1",64,43,1.7,1.72
 '''
 
 
@@ -206,7 +208,7 @@ def test_with_all_ideas_the_first_lesson_trains_the_same_weights_as_train_py(dem
         '--batch_size=12', '--lr=8e-3', '--read_share=0', '--compile=false', '--dtype=float32',
         f'--out_dir={tmp_path}')
     (tmp_path / 'sitecustomize.py').write_text(KEEP_WEIGHTS.format(str(tmp_path / 'weights.pt')))
-    for ideas in ('', 'weights', 'weights,counting,muon,schedule,packing'):
+    for ideas in ('', 'weights,counting,muon,schedule,packing'):
         said = bench('first', *words, f'--ideas={ideas}', '--prompt=김치찌개가', paths=[tmp_path])
         first, = re.findall(r'^step 0/13  loss (\d+\.\d+)$', said, re.MULTILINE)
         held_out, = re.findall(r'^held out: (\d+\.\d+) nats', said, re.MULTILINE)
@@ -243,8 +245,9 @@ def plain(demo, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(
-    'ways', ['', 'masks', 'packing', 'short_rows', 'schedule', 'small_weights', 'fewer_counts'])
+@pytest.mark.parametrize('ways', ['', 'masks', *(
+    pytest.param(way, marks=pytest.mark.long)
+    for way in ('packing', 'short_rows', 'schedule', 'small_weights', 'fewer_counts'))])
 def test_without_an_idea_the_run_is_another_one(ways, demo, plain, tmp_path):
     bench('without', ways, f'--data_dir={demo}', *FLAGS, f'--out_dir={tmp_path}')
     losses = [log(folder)[-1]['val_loss'] for folder in (tmp_path, plain)]

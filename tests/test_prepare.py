@@ -1146,7 +1146,8 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, signal_number):
         assert not files_of(tmp_path)
 
 
-@pytest.mark.parametrize('signal_number', [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize('signal_number', [
+    signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_a_run_interrupted_while_it_encodes_leaves_the_texts(tmp_path, signal_number):
     for name in SIDES.values():
         write(tmp_path / name, f'1\t{GOOD} {GOOD}\n' * 300_000)

@@ -33,6 +33,7 @@ def plain(demo, tmp_path_factory):
     return folder
 
 
+@pytest.mark.long
 @needs_compiler
 def test_two_compiled_processes_draw_the_curve_of_one(plain, demo, tmp_path):
     flags = [f'--data_dir={demo}', *SIZES, '--compile=true', '--dtype=float32', '--device=cpu',

@@ -135,7 +135,7 @@ def test_a_state_without_its_model_goes_on_and_leaves_one(models, tmp_path):
 
 # --- several processes ---
 
-@pytest.mark.parametrize('arch', ['decoder', 'ffn'])
+@pytest.mark.parametrize('arch', ['decoder', pytest.param('ffn', marks=pytest.mark.long)])
 def test_two_processes_draw_the_curve_of_one(arch, demo, tmp_path):
     """The two also take other micro-batches than the one."""
     flags = [f'--data_dir={demo}', *SMALL, f'--arch={arch}', '--n_tokens=0.01', '--log_interval=1',
