@@ -87,7 +87,7 @@ def test_a_linear_model_stands_beside_ours_on_the_same_texts(demo, models):
     assert float(linear[-1]) > 0.95, 'the ratings of the demo show in its words'
     scores = json.loads(run('eval.py', f'--model_path={folder}', '--json=true').stdout)
     names = ['accuracy', 'balanced_accuracy', 'balanced_accuracy_at_even_odds', 'macro_f1', 'auc']
-    for value, name in zip(ours, names, strict=True):
+    for value, name in zip(ours[:-1], names, strict=True):    # the last is of the best threshold
         assert float(value) == pytest.approx(scores[f'sentiment_{name}'], abs=0.002)
 
 
