@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
+from bench.without import gpt2_weights
 from configurator import configure
 from model import Config, build, generate
 from parts.bigram import init_from_bigrams
@@ -93,15 +94,6 @@ def main():
 def read_ids(side):
     """The ids (N,) of the training or held-out text, as prepare.py wrote them."""
     return np.fromfile(f'{data_dir}/{mode}/{side}.bin', '<u2').astype(np.int64)
-
-
-def gpt2_weights(model):
-    """As GPT-2 begins (Radford et al. 2019): small, and smaller where a block adds to x."""
-    for name, p in model.named_parameters():
-        if p.ndim == 2:
-            adds = name.endswith(('o_proj.weight', 'down_proj.weight'))
-            smaller = math.sqrt(2 * model.config.n_layers) if adds else 1
-            torch.nn.init.normal_(p, std=0.02 / smaller)
 
 
 def choose_optimizer(model, ours):

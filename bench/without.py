@@ -63,14 +63,18 @@ def schedule():
 
 def small_weights():
     """All weights begin at random, of size 0.02: blocks that do something, a small embedding."""
-    def init_weights(self):
-        for name, p in self.named_parameters():
-            if p.ndim == 2:
-                late = name.endswith(('o_proj.weight', 'down_proj.weight'))
-                std = 0.02 / math.sqrt(2 * self.config.n_layers) if late else 0.02
-                torch.nn.init.normal_(p, std=std)
+    model.Model.init_weights = gpt2_weights
 
-    model.Model.init_weights = init_weights
+
+def gpt2_weights(self):
+    """As GPT-2 begins (Radford et al. 2019): small, and smaller where a block adds to x. self: a
+    model.
+    """
+    for name, p in self.named_parameters():
+        if p.ndim == 2:
+            adds = name.endswith(('o_proj.weight', 'down_proj.weight'))
+            std = 0.02 / math.sqrt(2 * self.config.n_layers) if adds else 0.02
+            torch.nn.init.normal_(p, std=std)
 
 
 def fewer_counts():

@@ -107,14 +107,15 @@ class Labels:
         name: of the source. digits: {file: the ratings for which it has digits}. Raises
         UserError.
         """
+        if self.given:
+            return
         known = sorted(set().union(*digits.values()))
-        usual = known in ([1], list(range(len(known))))
-        other_files = [file for file, seen in digits.items() if seen == {1, 2}]
-        if usual and other_files and not self.given:
-            raise UserError(f'{other_files[0]}: its labels are 1 and 2, and another file has 0, '
-                            'too; --ratings=0:0,1:1,2:2 reads all as they are, and if 1 is bad '
-                            'there, prepare that file by itself with --ratings=1:0,2:1')
-        if self.given or usual:
+        if known in ([1], list(range(len(known)))):           # usual, but perhaps not in each file
+            for file, seen in digits.items():
+                if seen == {1, 2}:
+                    raise UserError(f'{file}: its labels are 1 and 2, and another file has 0, '
+                                    'too; --ratings=0:0,1:1,2:2 reads all as they are, and if 1 is '
+                                    'bad there, prepare that file by itself with --ratings=1:0,2:1')
             return
         labels = ' and '.join(map(str, known))
         as_they_are = ','.join(f'{rating}:{rating}' for rating in known)

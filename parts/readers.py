@@ -146,7 +146,8 @@ class Reader:
 
     def plain_rows(self, path):
         by_lines = self.unit == 'line' and not self.lines_meant
-        refuse_tables(self.open(path), self.text_column, by_lines)
+        if by_lines or self.text_column:
+            refuse_tables(self.open(path), self.text_column, by_lines)
         with self.open(path) as file:
             if self.unit == 'file':
                 yield file.read(), None
@@ -240,7 +241,8 @@ class Reader:
                 raise UserError(f'line {n} has {len(cells)} cells and the first line has '
                                 f'{len(header)}; a text with a {mark} or a line break in it must '
                                 'stand in quotes')
-            elif plain(cells[text_cell][-100:]) in usual and is_header(cells, header, n):
+            # (the shortest cell is looked at first: a text takes longer)
+            elif plain(min(cells, key=len)[-100:]) in usual and is_header(cells, header, n):
                 yield LeftOut('the names of the columns again'), None
             else:
                 yield cells[text_cell], None if rating is None else cells[rating_cell]
@@ -268,15 +270,17 @@ class Reader:
             n_lines += 1
             n_cells = n_cells or len(cells)
             ragged = ragged or len(cells) != n_cells
-            now = {k for k, cell in enumerate(cells) if re.fullmatch('"[^"]*"', cell)}
-            always = now if n_lines < 3 else always & now
-            for cell in cells:
+            now = set()
+            for k, cell in enumerate(cells):
                 if cell.startswith('"'):
                     quotes = True
                     inside = re.fullmatch(r'"((?:[^"]|"")+)"', cell)
+                    if inside or cell == '""':
+                        now.add(k)
                     if inside:
                         doubled = doubled or '""' in inside[1]
                         needless = needless or not re.search('[",\r]', inside[1])  # Excel: commas
+            always = now if n_lines < 3 else always & now
             if n_lines == 1:
                 header_is_quoted = quotes
         if not quotes:
@@ -293,8 +297,7 @@ class Reader:
         if n_cells == 1 and not doubled and n_rows != n_lines:
             raise UserError('a quote at the beginning of a line closes in a later one: is it one '
                             'cell? If so, name it .csv, and if a quote is a quote, .txt')
-        all_quoted = always and n_lines > 2
-        fits = header_is_quoted or all_quoted or not needless
+        fits = header_is_quoted or always and n_lines > 2 or not needless
         return bool(ragged or doubled or n_rows == n_lines and fits)
 
 
