@@ -63,7 +63,7 @@ class RMSNorm(nn.RMSNorm):
 
 
 class SwiGLU(nn.Module):
-    """The MLP: down(silu(gate(x)) * up(x)), * entry by entry (Shazeer 2020, arXiv:2002.05202)."""
+    """The MLP: down(silu(gate(x)) * up(x)), * elementwise (Shazeer 2020, arXiv:2002.05202)."""
 
     def __init__(self, config):
         super().__init__()
@@ -80,14 +80,14 @@ def rotate(x, cos, sin):
     (B, H, T, D)
 
     Pair i of every head, its coordinates i and i + D/2, is turned by an angle that grows with the
-    position. A query times a key then depends on positions only through their distance.
+    position. A query times a key then depends only on the distance between their positions.
     """
     left, right = x.chunk(2, dim=-1)
     return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1)
 
 
 class Attention(nn.Module):
-    """A token looks at itself and the tokens before it, up to chunk_size and in its text:
+    """A token looks at itself and at earlier tokens of its text, less than chunk_size back:
     softmax(q kᵀ / √D) v (Vaswani et al. 2017, arXiv:1706.03762).
     """
 
@@ -113,7 +113,7 @@ class Attention(nn.Module):
         q, k = rotate(q, *rope), rotate(k, *rope)
         if cache is not None:
             k, v = cache.add(k, v)                                    # (B, H, tokens seen, D)
-        # torch's kernel on CUDA and where nothing is masked; else the same is faster written out
+        # torch's kernel on CUDA, or without a mask; with one, plain code is faster on a CPU
         if mask is None or q.is_cuda:
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         else:
@@ -168,8 +168,8 @@ class Model(nn.Module):
         """idx (B, T) → logits (B, T, V). With targets (B, T): the loss, as a sum in nats, of the
         tokens and of the ratings that are asked for. A target of -1 is left out.
 
-        ratings (B, T): n where the model is asked for the rating rating_ids[n], else -1. Only the
-        ids of rating_ids (R,) compete there.
+        ratings (B, T): n where the model is asked for the rating rating_ids[n], else -1. There the
+        softmax is over rating_ids (R,) alone.
         """
         if targets is None:
             return self.logits(self.hidden(idx))
@@ -216,7 +216,7 @@ class Decoder(Model):
         """
         first = cache[0].n_read if cache else 0
         position = torch.arange(first, first + idx.shape[1], device=idx.device)
-        # a cache holds only what is earlier, near and of the same text: nothing is masked there
+        # a cache holds only keys that a new token may look at: nothing to mask
         mask = None if first else self.mask(idx, position)
         x = self.model.embed_tokens(idx)
         x = F.dropout(x, self.config.dropout, self.training)
@@ -259,9 +259,9 @@ class KVCache:
     is out of sight. Takes the prompt, of up to `size` tokens, then one token a call.
     """
 
-    def __init__(self, weight, shape):
-        self.keys = weight.new_zeros(shape)                   # (B, H, size, D)
-        self.values = weight.new_zeros(shape)                 # (B, H, size, D)
+    def __init__(self, like, shape):
+        self.keys = like.new_zeros(shape)                     # (B, H, size, D)
+        self.values = like.new_zeros(shape)                   # (B, H, size, D)
         self.size = shape[2]
         self.n_read = 0
 
@@ -275,6 +275,8 @@ class KVCache:
         seen = min(self.n_read, self.size)  # in any order: a key was turned by its position
         return self.keys[:, :, :seen], self.values[:, :, :seen]
 
+
+# --- the ffn, to compare with; skip it on a first reading ---
 
 class MLPBlock(nn.Module):
     """A Block without the attention. (B, T, C) → (B, T, C)"""
@@ -335,6 +337,8 @@ class WindowCache:
         return seen
 
 
+# --- both ---
+
 def build(config):
     """The model of a Config."""
     return {'decoder': Decoder, 'ffn': FFN}[config.arch](config)
@@ -358,9 +362,9 @@ def sample_ids(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):
     probs = logits.softmax(dim=-1)                            # (B, V)
     cumulative = probs.cumsum(dim=-1)
     ids = draw_ids(cumulative, generator)                     # (B, 1)
-    # The nucleus by rejection: an id is outside where the likelier ones together have top_p
-    # already; then draw again. (The likeliest id is never outside, so this ends.) To sort 64 rows
-    # of 8,000 takes longer than to compute them.
+    # top_p by rejection: if the ids likelier than the drawn one already hold top_p, it is outside
+    # the nucleus; draw again. (The likeliest id never is, so this ends. Sorting 64 rows of 8,000
+    # takes longer than computing them.)
     while top_p < 1:
         likelier = (probs * (probs > probs.gather(1, ids))).sum(dim=-1, keepdim=True)
         outside = likelier >= top_p
@@ -371,7 +375,9 @@ def sample_ids(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):
 
 
 def draw_ids(cumulative, generator):
-    """A random id of every row (B, 1), from the cumulative probabilities (B, V)."""
+    """A random id of every row (B, 1), from the cumulative probabilities (B, V). One random number
+    a row; torch.multinomial draws V of them.
+    """
     B, V = cumulative.shape
     u = torch.rand(B, 1, device=cumulative.device, generator=generator)
     ids = torch.searchsorted(cumulative, u * cumulative[:, -1:], right=True)

@@ -85,8 +85,10 @@ def main():
     try:
         vocab = given_vocabulary()  # first, because what is wrong with it is known in a second
         folder, reports = take_texts() if data_dir else make_texts()
-        if vocab is None:
-            vocab = train_vocabulary(folder / 'train.txt')
+        if vocab is None and mode == 'manual':
+            vocab = Characters.train(folder / 'train.txt', min_count)
+        elif vocab is None:
+            vocab = SentencePiece.train(folder / 'train.txt', vocab_size)
         sizes = [size_line(vocab), *write_tokens(vocab, folder, folder / mode)]
     except OSError as error:  # no space left, no permission, a file where a folder should be
         raise UserError(error) from None
@@ -222,7 +224,7 @@ def given_vocabulary():
     """The vocabulary that --model_name= names, or None."""
     if not model_name:
         return None
-    vocab = find_vocabulary(str(user_path(model_name)), revision or None)
+    vocab = find_vocabulary(model_name, revision or None)
     its_mode = 'manual' if isinstance(vocab, Characters) else 'tokenizer'
     if its_mode != mode:
         raise UserError(f'{model_name} is not a vocabulary for --mode={mode}: '
@@ -231,13 +233,6 @@ def given_vocabulary():
         raise UserError(f'{model_name}: {vocab.size:,} ids do not fit into uint16; '
                         f'take a vocabulary of {MOST_IDS:,} at most')
     return vocab
-
-
-def train_vocabulary(path):
-    """A new vocabulary, learned from train.txt."""
-    if mode == 'manual':
-        return Characters.train(path, min_count)
-    return SentencePiece.train(path, vocab_size)
 
 
 def size_line(vocab):

@@ -102,8 +102,8 @@ show = False           # at every validation, show what the model writes by now
 settings = configure(globals())
 
 RATING_WEIGHT = 10     # a rating that is asked for counts as 10 tokens (LOG.md, Reading ratings)
-GRAD_CLIP = 1.0        # the longest gradient that is allowed
-MOST_DECAY = 1 / 30    # of the tables in one step: more would erase those of a short text
+GRAD_CLIP = 1.0        # gradients are clipped to this length
+MOST_DECAY = 1 / 30    # one step takes from the tables; more would erase those of a short text
 # --minutes guesses the width from the peak, before the speed is measured:
 USUAL_SHARE = 0.45       # of the peak, which training usually reaches
 TRIAL_SHARE = 0.04       # of the time, to measure the speed,
@@ -203,7 +203,7 @@ def main():
         lr = get_lr(step, data.steps, run.lr)
         for group in optimizer.param_groups:
             group['lr'] = lr * group['lr_mult']
-        if run.dropout:  # what is dropped is a function of these three whole numbers
+        if run.dropout:  # it depends on these three numbers alone
             torch.manual_seed(hash((run.seed, step, rank)))
 
         # --- forward and backward, some rows at a time where memory is short ---
@@ -215,7 +215,7 @@ def main():
             x, y, ratings = batch.rows(first, end, device)    # (B, T) each
             with autocast:  # (texts without ratings: ratings is -1, and rating_loss 0)
                 token_loss, rating_loss = network(x, y, ratings, rating_ids)
-            # the mean over all targets of the step, whichever process and pass they are in
+            # the mean over all targets of the step, across processes and micro-batches
             loss = (token_loss + RATING_WEIGHT * rating_loss) / batch.n_targets
             # DDP averages over processes, and we want the sum: hence * world_size
             scaler.scale(loss * world_size).backward()
@@ -229,7 +229,7 @@ def main():
         optimizer.zero_grad()
         step += 1
 
-        # --- stop? All processes after the same step ---
+        # --- stop? Every process after the same step ---
         # (On GPUs only after every eighth: waiting for the answer would leave them idle.)
         if world_size == 1:
             stopping = stop.signal > 0
@@ -259,7 +259,7 @@ def main():
             if is_best:  # the model folder: the best so far on validation
                 save_best(out, model, run, data, {**meta, **origin}, vocabulary, row)
             if validating or stopping:  # state.pt: the last step, all that resuming needs
-                # the loss is older than the last update, which may have made a weight NaN
+                # the loss is one update old; the update itself may have made a weight NaN
                 check_finite(out, step, lr, *[p.sum().item() for p in model.parameters()])
                 save_checkpoint(out, {**unchanging, 'model': model.state_dict(),
                                       'optimizer': optimizer.state_dict(),
@@ -275,7 +275,7 @@ def main():
         draw_losses(out, data.floor)
     wait_for_all()  # none leaves while another still saves
     say_goodbye(out, run, step, data, best)
-    return stop.exit_status if step < data.steps else 0
+    return 128 + (stop.signal or signal.SIGTERM) if step < data.steps else 0
 
 
 # --- to begin, or to go on ---
@@ -345,21 +345,18 @@ def kept(run):
 
 def check_settings(run):
     """Raise UserError where a number makes no sense, and say which does nothing."""
-    for name in ('batch_size', 'epochs', 'd_model', 'n_layers'):
-        if getattr(run, name) < 1:
-            raise UserError(f'{name}={getattr(run, name)}: it takes 1 or more')
-    for name in ('minutes', 'lr', 'n_tokens', 'micro_batch', 'table_decay', 'eval_interval',
-                 'eval_tokens', 'log_interval'):
-        if getattr(run, name) < 0:
-            raise UserError(f'{name}={getattr(run, name)}: it takes 0 or more')
+    least = dict.fromkeys(('batch_size', 'epochs', 'd_model', 'n_layers'), 1) | {'chunk_size': 2}
+    least |= dict.fromkeys(('minutes', 'lr', 'n_tokens', 'micro_batch', 'table_decay',
+                            'eval_interval', 'eval_tokens', 'log_interval'), 0)
+    for name, n in least.items():
+        if getattr(run, name) < n:
+            raise UserError(f'{name}={getattr(run, name)}: it takes {n} or more')
     if run.optimizer not in ('muon', 'adamw'):
         raise UserError(f"optimizer='{run.optimizer}': it is 'muon' or 'adamw'")
     if run.optimizer == 'adamw' and run.table_decay:
         print0('table_decay does nothing with --optimizer=adamw')
     if not 0 <= run.read_share <= 1:
         raise UserError(f'read_share={run.read_share}: it takes 0 to 1')
-    if run.chunk_size < 2:
-        raise UserError(f'chunk_size={run.chunk_size}: it takes 2 or more')
     if not 0 <= run.seed < 2 ** 63:
         raise UserError(f'seed={run.seed}: it takes a whole number from 0 to 2^63 - 1')
 
@@ -667,9 +664,9 @@ def log_row(data, step, seconds, train_loss, val_loss, lr):
 
 
 def print_row(row, data, speed, share_of_peak, stop):
-    """Print a log_row(). speed: tokens a second. (Where ratings are hidden, read_share, the
-    training loss is the higher one: in validation they are not.) Where it cannot be printed, since
-    Ctrl-C ended `| tee`, too, or the terminal is closed, the run is to save and stop.
+    """Print a log_row(). speed: tokens a second. (With read_share the training loss is higher than
+    the validation loss, where no rating is hidden.) Where the terminal or the `| tee` is gone, ask
+    the run to save and stop.
     """
     validation = ''
     if row['val_loss'] is not None:

@@ -6,8 +6,9 @@ ideas, one after the other. On a CPU; nothing is saved.
     python -m bench.first --ideas=weights,counting,muon,schedule,packing
     python -m bench.first --data_dir=data/mine --mode=tokenizer --prompt="It was"      # your text
 
-Plain is nanoGPT's training, but for a higher rate and a shorter warmup; the model is this
-project's. With all ideas it is `train.py config/shakespeare_small.py --dtype=float32`.
+Without ideas it trains as nanoGPT does, with a higher rate, a shorter warmup and an eighth of the
+steps; the model is this project's. With all it is `train.py config/shakespeare_small.py
+--dtype=float32`.
 """
 import math
 from types import SimpleNamespace
@@ -15,7 +16,6 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from bench.without import gpt2_weights
 from configurator import configure
 from model import Config, build, generate
 from parts.bigram import init_from_bigrams
@@ -24,13 +24,13 @@ from parts.errors import UserError, run_script
 from parts.optim import get_lr, make_optimizer
 from parts.vocabulary import load_vocabulary
 
-ideas = ''                     # what is not plain: some of IDEAS, with commas between them
+ideas = ''                     # which of IDEAS to use, with commas between them ('': none)
 data_dir = 'data/shakespeare'  # what prepare.py wrote
 mode = 'manual'                # which of its vocabularies
 n_tokens = 0.2                 # million tokens to read
 lr = 0.0                       # peak learning rate (0: 8e-3 for Muon, 4e-3 for AdamW)
-seed = 0                       # of the first weights and of what is read
-prompt = 'ROMEO:'              # what it writes on from, at the end
+seed = 0                       # of the first weights and the choice of rows
+prompt = 'ROMEO:'              # the beginning that it continues at the end
 configure(globals())
 
 T, B = 64, 12                  # a step reads B rows of T tokens
@@ -40,14 +40,14 @@ IDEAS = ('weights', 'counting', 'muon', 'schedule', 'packing')
 def main():
     ours = ideas.split(',') if ideas else []
     if not set(ours) <= set(IDEAS):
-        raise UserError(f"ideas='{ideas}': they are {','.join(IDEAS)}")
+        raise UserError(f"ideas='{ideas}': choose from {','.join(IDEAS)}")
     meta = read_meta(data_dir, mode)
     vocabulary = load_vocabulary(f'{data_dir}/{mode}')
     train, val = read_ids('train'), read_ids('val')
     if min(len(train), len(val)) <= T:
         raise UserError(f'{data_dir} has too little text')
     some = train[2:12].tolist()                               # after </s> and the start token
-    print(f'{len(train):,} ids to learn from: {some} … is {vocabulary.decode(some)!r} …')
+    print(f'{len(train):,} ids to learn from; {some} says {vocabulary.decode(some)!r}')
     steps = int(n_tokens * 1e6) // (B * T)
 
     torch.manual_seed(seed)
@@ -61,16 +61,16 @@ def main():
     batch = choose_rows(train, meta, ours)
 
     for step in range(steps):
-        if 'schedule' in ours:                                # up, level, and in a line to zero
+        if 'schedule' in ours:                                # up, level, linearly down to zero
             rate = get_lr(step, steps, peak)
-        else:                                                 # up, and in a cosine to a tenth
+        else:                                                 # up, then a cosine down to a tenth
             cosine = 0.55 + 0.45 * math.cos(math.pi * step / steps)
             rate = peak * min((step + 1) / 10, cosine)
         for group in optimizer.param_groups:
             group['lr'] = rate * group.get('lr_mult', 1)
         x, y = batch(step)                                    # (B, T) each: ids, the id after each
-        nats, _ = model(x, y)                                 # the sum over y (_: that of ratings)
-        loss = nats / (y >= 0).sum()                          # their mean; -1 is no token
+        nats, _ = model(x, y)                                 # summed over y (_: for ratings)
+        loss = nats / (y >= 0).sum()                          # the mean; -1 in y is no token
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -82,10 +82,13 @@ def main():
     x = torch.from_numpy(val[:n]).view(-1, T)
     y = torch.from_numpy(val[1:n + 1]).view(-1, T)
     model.eval()
+    nats = 0.0
     with torch.no_grad():
-        nats = sum(model(*rows)[0].item() for rows in zip(x.split(64), y.split(64)))
+        for some_x, some_y in zip(x.split(64), y.split(64)):
+            nats += model(some_x, some_y)[0].item()
     print(f'held out: {nats / n:.3f} nats per token')
 
+    # </s> and the start token of a text that is there, then the prompt
     beginning = [*val[:2].tolist(), *vocabulary.encode([prompt])[0]]
     columns = generate(model, torch.tensor([beginning]), 300, vocabulary.banned, temperature=0.8)
     print(vocabulary.decode(beginning[2:] + [ids.item() for ids in columns]))
@@ -96,9 +99,18 @@ def read_ids(side):
     return np.fromfile(f'{data_dir}/{mode}/{side}.bin', '<u2').astype(np.int64)
 
 
+def gpt2_weights(model):
+    """As GPT-2 begins (Radford et al. 2019): small, and smaller where a block adds to x."""
+    for name, p in model.named_parameters():
+        if p.ndim == 2:
+            adds = name.endswith(('o_proj.weight', 'down_proj.weight'))
+            std = 0.02 / math.sqrt(2 * model.config.n_layers) if adds else 0.02
+            torch.nn.init.normal_(p, std=std)
+
+
 def choose_optimizer(model, ours):
     """(the optimizer, its peak learning rate)"""
-    if 'muon' in ours:  # for the matrices; AdamW for the tables, at rates of their own, no decay
+    if 'muon' in ours:  # for matrices; AdamW for embedding and head, their own rates, no decay
         peak = lr or 8e-3
         optimizer = make_optimizer(model, 'muon', peak, table_decay=0.0,
                                    warm_start='counting' in ours, dtype=torch.float32)
@@ -112,10 +124,14 @@ def choose_optimizer(model, ours):
 def choose_rows(train, meta, ours):
     """The function that gives x (B, T) and y (B, T) of a step."""
     if 'packing' in ours:  # short texts whole, long ones in rows that do not overlap, shuffled
-        data = Data(SimpleNamespace(                          # what it reads of train.py's settings
+        data = Data(SimpleNamespace(                          # settings of train.py that it reads
             data_dir=data_dir, mode=mode, chunk_size=T, batch_size=B, n_tokens=n_tokens, epochs=1,
             seed=seed, read_share=0, arch='decoder'), meta)
-        return lambda step: data.batch(step)[:2]
+
+        def packed(step):
+            batch = data.batch(step)
+            return batch.x, batch.y
+        return packed
 
     def cut_anywhere(step):
         starts = np.random.default_rng((seed, step)).integers(len(train) - T, size=B)

@@ -29,9 +29,10 @@ from parts.folder import load_model
 from parts.vocabulary import load_vocabulary
 
 nanogpt = ''                       # a checkout of nanoGPT ('': only ours)
+nanogpt_flags = ''                 # more of its flags, as --learning_rate=2e-3 --min_lr=2e-4
 data_dir = 'data/shakespeare'      # what prepare.py wrote
 configs = 'config/shakespeare_small.py,config/shakespeare.py'
-seeds = 3                          # runs of each config file
+seeds = 3                          # runs of each config file (0: none)
 flags = ''                         # more of train.py's, as --dtype=float32
 results = 'out/shakespeare.csv'    # where the runs are kept
 draw = ''                          # draw them into this file, and train nothing
@@ -59,7 +60,8 @@ def main():
     with tempfile.TemporaryDirectory() as work:
         if nanogpt:
             seconds, model, to_id = train_nanogpt(Path(work, 'nanogpt'), train + val)
-            print_row('nanoGPT', seconds, model, [to_id[character] for character in val])
+            ids = [to_id[character] for character in val]
+            print_row(f'nanoGPT {nanogpt_flags}'.strip(), seconds, model, ids)
         for config in configs.split(','):
             for seed in range(seeds):
                 out = Path(work, 'out')
@@ -78,7 +80,7 @@ def train_nanogpt(folder, text):
     data = folder / 'data/shakespeare_char'
     (data / 'input.txt').write_text(text, 'utf-8')
     run_python(['prepare.py'], data)
-    seconds = run_train(folder, RECIPE.split())
+    seconds = run_train(folder, [*RECIPE.split(), *nanogpt_flags.split()])
     model = load_nanogpt(folder / 'model.py', folder / 'out-shakespeare-char/ckpt.pt')
     with open(data / 'meta.pkl', 'rb') as file:
         to_id = pickle.load(file)['stoi']

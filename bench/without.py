@@ -16,12 +16,12 @@ from parts.errors import UserError, how_to_wait, run_script
 os.environ.update(how_to_wait())  # before torch reads it
 
 import numpy as np
-import torch
 
 import model
 import parts.bigram
 import parts.data
 import parts.optim
+from bench.first import gpt2_weights
 
 
 def masks():
@@ -64,17 +64,6 @@ def schedule():
 def small_weights():
     """All weights begin at random, of size 0.02: blocks that do something, a small embedding."""
     model.Model.init_weights = gpt2_weights
-
-
-def gpt2_weights(self):
-    """As GPT-2 begins (Radford et al. 2019): small, and smaller where a block adds to x. self: a
-    model.
-    """
-    for name, p in self.named_parameters():
-        if p.ndim == 2:
-            adds = name.endswith(('o_proj.weight', 'down_proj.weight'))
-            std = 0.02 / math.sqrt(2 * self.config.n_layers) if adds else 0.02
-            torch.nn.init.normal_(p, std=std)
 
 
 def fewer_counts():

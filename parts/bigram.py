@@ -11,11 +11,11 @@ import torch
 MOST_TOKENS = 20_000_000  # to count; enough for any pair that matters
 PIECE = 2 ** 16           # a longer stream is sampled in pieces of so many tokens, evenly spaced
 DISCOUNT = 0.75           # off each count: what was seen once was luck in part (Ney et al. 1994)
-SMOOTHING = 20            # added to each token's count for its weight: rare PMI is mostly noise
-# The next three were tuned, not derived.
+# The next four were tuned, not derived.
+SMOOTHING = 20            # added to each token's count where a pair is weighed for the fit
 UNIGRAM_SIZE = 0.3        # coordinate 0 of every embedding of length 1: it carries log P(j)
 PMI_SIZE = 0.9            # the longest that the PMI part of an embedding may be
-PMI_GAIN = 1.4            # makes up for what is left out: PMI below 0, faint directions
+PMI_GAIN = 1.4            # makes up for what is left out: negative PMI, faint directions
 
 
 @torch.no_grad()
@@ -28,7 +28,7 @@ def init_from_bigrams(model, tokens):
     up to a constant, which the softmax removes. PMI, pointwise mutual information, says how much
     more often j follows i than j occurs overall; where it is less often, 0 is taken (positive PMI).
     Its truncated SVD gives each token a vector as predecessor and one as successor (Levy & Goldberg
-    2014). tokens: ids (N,), of the whole stream, also where a run trains on a part of it.
+    2014). tokens: the ids (N,) of the whole stream, even where a run trains on a part of it.
     """
     V, C = model.config.vocab_size, model.config.d_model
     # (V, rank), (V, rank), (V,)
@@ -36,23 +36,25 @@ def init_from_bigrams(model, tokens):
     rank = predecessor.shape[1]                               # C - 2, or V where that is smaller
 
     # RMSNorm removes the length of an embedding, so only its direction counts. Each is built as a
-    # unit vector: coordinate 0 is for log P(j), coordinates 2 and up for the PMI, and coordinate 1
-    # is what is missing to length 1.
+    # unit vector:
+    #     embedding_i = (UNIGRAM_SIZE, filler_i, pmi_part_i …)        filler: what is missing to 1
+    #     head_j      = (log P(j) / UNIGRAM_SIZE, 0, successor_j …)
     length = predecessor.norm(dim=1, keepdim=True)
-    typical = length[length >= length.max() / 100].quantile(0.9) + 1e-9
-    scale = PMI_SIZE / typical
-    shorter = (typical / length).clamp(max=1)                 # for the longest tenth
-    pmi_part = scale * shorter * predecessor
-    filling = (1 - UNIGRAM_SIZE ** 2 - pmi_part.square().sum(dim=1)).clamp(min=0).sqrt()
+    # that nine of ten do not exceed, but for tokens that hardly occur, whose vectors are near 0
+    usual_length = length[length >= length.max() / 100].quantile(0.9) + 1e-9
+    scale = PMI_SIZE / usual_length
+    shrink = (usual_length / length).clamp(max=1)             # the longest tenth, to that length
+    pmi_part = scale * shrink * predecessor
+    filler = (1 - UNIGRAM_SIZE ** 2 - pmi_part.square().sum(dim=1)).clamp(min=0).sqrt()
 
     embedding, head = torch.zeros(V, C), torch.zeros(V, C)
     embedding[:, 0] = UNIGRAM_SIZE
     head[:, 0] = (log_p - log_p.mean()) / UNIGRAM_SIZE
-    embedding[:, 1] = filling
+    embedding[:, 1] = filler
     embedding[:, 2:2 + rank] = pmi_part
     head[:, 2:2 + rank] = PMI_GAIN / scale * successor
 
-    rotation = torch.linalg.qr(torch.randn(C, C))[0]          # no coordinate shall be special
+    rotation = torch.linalg.qr(torch.randn(C, C))[0]          # so that no coordinate is special
     # entries of size 1, as RMSNorm makes them; the head makes up for it
     model.model.embed_tokens.weight.copy_(embedding @ rotation * math.sqrt(C))
     model.lm_head.weight.copy_(head @ rotation / math.sqrt(C))

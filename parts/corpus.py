@@ -21,6 +21,7 @@ import signal
 import threading
 import unicodedata
 import zlib
+from array import array
 from collections import Counter, deque
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -479,25 +480,20 @@ def read_source(source, reader, report, revision='', n_reviews=0, seed=0):
     """
     if source == 'demo':
         from parts import grammar
-        rows = ((text, rating, bits) for rating, text, bits in grammar.reviews(n_reviews, seed))
-        yield from numbered('demo', rows)
-        return
-    files, report.others = source_files(source, revision)
-    report.types = Counter(map(file_type, files))
-    for file in files:
-        n_rows = yield from numbered(file, read_file(file, reader))
+        reviews = grammar.reviews(n_reviews, seed)
+        tables = [('demo', ((text, rating, bits) for rating, text, bits in reviews))]
+    else:
+        files, report.others = source_files(source, revision)
+        report.types = Counter(map(file_type, files))
+        tables = ((file, read_file(file, reader)) for file in files)
+    for file, rows in tables:
+        n_rows = 0
+        for batch in batches(rows, 5000):
+            yield file, n_rows + 1, batch
+            n_rows += len(batch)
         if n_rows == 0:
             report.empty.append(file)
     report.columns = reader.read
-
-
-def numbered(file, rows):
-    """Yield (file, number of the first row, some rows); returns how many there were."""
-    n_rows = 0
-    for batch in batches(rows, 5000):
-        yield file, n_rows + 1, batch
-        n_rows += len(batch)
-    return n_rows
 
 
 LONG_TEXT = 100_000  # characters from which on a text is worked on by itself
@@ -586,7 +582,11 @@ def split_sources(sources, folder, val_ratio, labels, make_reader, **reading):
                 'unit': reader.unit, 'files': files}
         for side, file in shared.items():
             meta |= file.meta(side)
-        create('meta.json').write(to_json(meta | floor_meta(reports)))
+        bits = sum(report.val_bits for report in reports)
+        if not math.isnan(bits):  # of these very texts; only the grammar that wrote them knows it
+            n_chars = sum(report.val_chars for report in reports)
+            meta['floor_bits_per_char'] = bits / n_chars
+        create('meta.json').write(to_json(meta))
     return reports
 
 
@@ -600,14 +600,6 @@ def split_rows(unit, val_ratio, labels, numbered_rows):
     lines = {side: bytearray() for side in SIDES}
     report = Report()
     digits = report.digits.setdefault(file, set())
-
-    def keep(side, rating, text, bits):
-        lines[side] += text_line(rating, text)
-        report.n_texts[side] += 1
-        if side == 'val':
-            report.val_chars += len(text)
-            report.val_bits += bits[0] if bits else math.nan
-
     for n, (text, label, *bits) in enumerate(rows, first):
         report.n_rows += 1
         reason = why_left_out(text)
@@ -628,14 +620,18 @@ def split_rows(unit, val_ratio, labels, numbered_rows):
             cut = int(len(text) * (1 - val_ratio))
             if not visible(text[cut:]):                       # it ends with many blank lines
                 cut = int(len(text.rstrip()) * (1 - val_ratio))
-            ends = visible(text[:cut]), visible(text[cut:])
-            if all(ends):
-                keep('train', rating, text[:cut], bits)
-                keep('val', rating, text[cut:], bits)
-            else:
-                keep('train' if ends[0] else 'val', rating, text, bits)
+            parts = {'train': text[:cut], 'val': text[cut:]}
+            shown = [side for side, part in parts.items() if visible(part)]
+            if len(shown) == 1:                               # the other side would show nothing
+                parts = {shown[0]: text}
         else:
-            keep('val' if in_validation(seen, val_ratio) else 'train', rating, text, bits)
+            parts = {'val' if in_validation(seen, val_ratio) else 'train': text}
+        for side, part in parts.items():
+            lines[side] += text_line(rating, part)
+            report.n_texts[side] += 1
+            if side == 'val':
+                report.val_chars += len(part)
+                report.val_bits += bits[0] if bits else math.nan
     return lines, report
 
 
@@ -668,17 +664,6 @@ class TextFile:
         return {f'{side}_txt_bytes': self.n_bytes, f'{side}_txt_crc32': self.crc32}
 
 
-def floor_meta(reports):
-    """{'floor_bits_per_char': the fewest that any model can need for the validation texts}, or {}.
-
-    It is the mean of -log2 P(rating, text) over these very texts; only the grammar that wrote them
-    knows P.
-    """
-    bits = sum(report.val_bits for report in reports)
-    n_chars = sum(report.val_chars for report in reports)
-    return {} if math.isnan(bits) else {'floor_bits_per_char': bits / n_chars}
-
-
 # --- a folder of texts ---
 
 RENAMES = 'renames.json'  # while files take their places: {where a file is: its name}
@@ -708,7 +693,7 @@ def new_files(folder):
             for file in opened:
                 file.flush()
                 os.fsync(file.fileno())  # the renames must not reach the disk before the bytes do
-        with signals_ignored():
+        with signals_postponed():
             in_order = sorted(names, key=lambda name: name == 'meta.json')
             plan = {part_of(folder / name).name: name for name in in_order}
             with atomic_write(folder / RENAMES, 'wb') as file:
@@ -740,15 +725,21 @@ def finish_renames(folder):
 
 
 @contextmanager
-def signals_ignored():
-    """Ctrl-C and SIGTERM do nothing in here."""
-    handlers = {number: signal.signal(number, signal.SIG_IGN)
-                for number in (signal.SIGINT, signal.SIGTERM)}
+def signals_postponed():
+    """Ctrl-C and SIGTERM come after this. A process that is started in here is deaf to them."""
+    numbers = signal.SIGINT, signal.SIGTERM
+    heard = []
+    handlers = {number: signal.signal(number, lambda number, _: heard.append(number))
+                for number in numbers}
+    signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield
     finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
         for number, handler in handlers.items():
             signal.signal(number, handler)
+        for number in heard:
+            signal.raise_signal(number)
 
 
 def shortened(value):
@@ -812,15 +803,11 @@ def check_texts(folder, meta):
                         f'python prepare.py {shlex.join(filter(None, flags))} makes them anew')
 
 
-COMPARED_BYTES = 2 ** 27  # a larger text is compared by its size alone
+COMPARED_BYTES = 2 ** 27  # a larger text is compared by its size: a start must not take longer
 
 
 def changed_text(folder, meta):
-    """The path of a text in a folder that is not what a meta.json says of it, None if none is.
-
-    A text of more than COMPARED_BYTES is compared by its size alone: a start must not take
-    longer the longer the text is.
-    """
+    """The path of a text in a folder that is not what a meta.json says of it, None if none is."""
     for side, name in SIDES.items():
         path = folder / name
         if f'{side}_txt_bytes' not in meta or not path.exists():
@@ -1073,29 +1060,20 @@ def encode_lines(vocab, path, lines):
     In front of the ids of each text come `</s>` and the id of its rating. Raises UserError.
     """
     texts = [parse_line(path, n, line) for line, n in lines]
-    if len(texts) == 1:
-        ids, lengths = encode_long(vocab, *texts[0])
+    if len(texts) == 1:  # perhaps a novel: as a Python list its ids would take gigabytes
+        encoded = [array('H')]
+        for piece in vocab.cut(texts[0][1], LONG_TEXT):
+            encoded[0].extend(vocab.encode([piece])[0])
     else:
         encoded = vocab.encode([text for _, text in texts])
-        parts = []
-        for (rating, _), ids in zip(texts, encoded):
-            parts.append((vocab.eos, vocab.start_ids[rating]))
-            parts.append(ids)
-        lengths = np.array([2 + len(ids) for ids in encoded])
-        ids = np.fromiter(chain.from_iterable(parts), np.uint16, count=lengths.sum())
+    parts = []
+    for (rating, _), ids in zip(texts, encoded):
+        parts.append((vocab.eos, vocab.start_ids[rating]))
+        parts.append(ids)
+    lengths = np.array([2 + len(ids) for ids in encoded])
+    ids = np.fromiter(chain.from_iterable(parts), np.uint16, count=lengths.sum())
     n_unknown = int(np.isin(ids, vocab.unknown_ids).sum())
     return ids, lengths, sum(len(text) for _, text in texts), n_unknown
-
-
-def encode_long(vocab, rating, text):
-    """(ids (N,), lengths (1,)) of one text, in pieces: as a Python list a novel's ids would take
-    gigabytes.
-    """
-    parts = [np.array([vocab.eos, vocab.start_ids[rating]], np.uint16)]
-    for piece in vocab.cut(text, LONG_TEXT):
-        parts.append(np.array(vocab.encode([piece])[0], np.uint16))
-    ids = np.concatenate(parts)
-    return ids, np.array([len(ids)])
 
 
 # --- on all cores ---
@@ -1113,12 +1091,13 @@ def map_ordered(function, items, *first):
         for item in begun:
             yield function(*first, item)
         return
-    n_processes = min(count_cores(), 8)
+    affinity = getattr(os, 'sched_getaffinity', None)  # fewer than all, in a container; no macOS
+    n_processes = min(len(affinity(0)) if affinity else os.cpu_count() or 1, 8)
     pool = ProcessPoolExecutor(n_processes, initializer=begin_worker, initargs=(function, first))
     waiting = deque()
     try:
         for item in chain(begun, items):
-            with signals_ignored():  # a process that begins now ignores Ctrl-C from the start
+            with signals_postponed():  # a process that begins now must not hear Ctrl-C
                 waiting.append(pool.submit(work, item))
             if len(waiting) > 2 * n_processes:
                 yield waiting.popleft().result()
@@ -1131,13 +1110,6 @@ def map_ordered(function, items, *first):
         pool.shutdown(cancel_futures=True)
 
 
-def count_cores():
-    """How many cores this process may use."""
-    if hasattr(os, 'sched_getaffinity'):  # on Linux fewer than there are, in a container
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def begin_worker(function, first):
     """The first words of a process: it ends with the one that started it, and not by Ctrl-C, which
     a terminal sends to all of them.
@@ -1147,6 +1119,7 @@ def begin_worker(function, first):
     gc.disable()  # a tenth of the time went into looking for cycles, and batches have none
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 

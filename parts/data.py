@@ -7,7 +7,8 @@
       → the rows of step s → x (B, T), y (B, T)
 
 Nothing here grows with the corpus: the stream is read through a memory map where a step needs it,
-and one shard is packed while the one before it is trained on.
+and one shard is packed while the one before it is trained on. On a first reading, take
+cut_anywhere() in bench/first.py for all of this file.
 """
 import math
 import os
@@ -28,7 +29,7 @@ from parts.scoring import BITS_OF_UNSEEN
 SHARD_TOKENS = 2 ** 20       # tokens in a shard, about: a million
 MOST_GROUPS = 2 ** 20        # more texts than this are shuffled in groups
 LONG_ROWS = 4                # a text of more rows than this is cut anew in every epoch
-MOST_SPREAD = 16             # of long texts, a shard draws from up to so many times its tokens
+MOST_SPREAD = 16             # of a long text, a shard looks at up to so many times what it needs
 CHECKED_BYTES = 2 ** 28      # a larger file is not read at the start to find damage
 
 
@@ -73,7 +74,7 @@ class Data:
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
         shard, step_in_shard = divmod(step_in_epoch, self.steps_per_shard)
         first = step_in_shard * self.rows_per_step
-        rows = self.shard(epoch, shard)[first:first + self.rows_per_step]
+        rows = self.rows_of_shard(epoch, shard)[first:first + self.rows_per_step]
         n_targets = sum(length for row in rows for _, length in row)
 
         mine = self.rank * self.rows_per_rank                 # this process has a slice of them
@@ -81,14 +82,14 @@ class Data:
         x, y = fill(self.tokens, rows[mine:end], self.row_length, self.eos)
         ratings = torch.full_like(y, -1)
         if self.asks_ratings:
-            # the rows that ask are this share of all rows, evenly spread
+            # true for a share read_share of the rows' numbers, evenly spread
             number = step * self.rows_per_step + np.arange(mine, end)
             asks = np.floor((number + 1) * self.read_share) > np.floor(number * self.read_share)
             asks = torch.from_numpy(asks)
             x, ratings = hide_ratings(x, y, asks, self.eos, self.rating_ids, self.unrated_id)
         return Batch(x, y, ratings, n_targets)
 
-    def shard(self, epoch, shard):
+    def rows_of_shard(self, epoch, shard):
         """The rows of a shard; the next one is begun in the background."""
         this = (epoch, shard)
         is_last = (shard + 1) * self.steps_per_shard >= self.steps_per_epoch
@@ -114,19 +115,19 @@ class Data:
         times as long as it needs and takes a tenth of its pieces: a tenth of a novel, from all
         over it.
         Rows are not quite full, so there are a few more than the shard's steps take. They are left
-        out, other ones in each epoch.
+        out: others in each epoch.
         """
         # the same in all shards of an epoch:
         rng = np.random.default_rng((self.seed, epoch))
-        order = rng.permutation(len(self.group_lengths))      # of the texts
-        begin = rng.integers(len(self.tokens))                # (a novel is a queue of one text)
-        first_cut = rng.integers(2, self.row_length + 1)      # how long a long text's first row is
+        order = rng.permutation(len(self.group_lengths))      # a new order of the texts
+        begin = rng.integers(len(self.tokens))                # where in it the epoch begins
+        first_cut = rng.integers(2, self.row_length + 1)      # a long text's first piece
 
         first_step = shard * self.steps_per_shard
         n_steps = min(self.steps_per_shard, self.steps_per_epoch - first_step)
         from_token = begin + int(first_step * self.tokens_per_step * self.spread)
         to_token = from_token + int(n_steps * self.tokens_per_step * self.spread)
-        starts, lengths, queue_starts = self.texts(order, from_token, to_token)    # (R,) each
+        starts, lengths, queue_starts = self.texts_between(order, from_token, to_token)  # (R,)
 
         text, offset, length = cut(lengths, self.row_length, first_cut)           # (P,) each
         queue_start = queue_starts[text] + offset
@@ -140,7 +141,7 @@ class Data:
         rows = pack(starts[text] + offset, length, offset == 0, self.row_length)
         return [rows[n] for n in rng.permutation(len(rows))]
 
-    def texts(self, order, from_token, to_token):
+    def texts_between(self, order, from_token, to_token):
         """(starts, lengths, queue_starts) of the R texts that fill these tokens of the queue.
 
         order: of the texts, or of small groups of neighbours where there are more than a million.
@@ -298,7 +299,7 @@ def pack(starts, lengths, begins_text, T):
 def fill(tokens, rows, T, eos):
     """Rows of (start, length) → x (B, T) and y (B, T), the id after each of x.
 
-    What stays empty is `</s>` in x, and -1 in y: the loss leaves it out.
+    Empty places are `</s>` in x and -1 in y, which the loss leaves out.
     """
     x = np.full((len(rows), T), eos)
     y = np.full((len(rows), T), -1)
@@ -354,6 +355,10 @@ def read_meta(data_dir, mode):
     folder = Path(data_dir, mode)
     path = folder / 'meta.json'
     if not os.path.exists(path):  # (Path.exists() may raise where one may not look)
+        for other in {'tokenizer', 'manual'} - {mode}:
+            if os.path.exists(Path(data_dir, other, 'meta.json')):
+                raise UserError(f'{folder} has no meta.json, but {data_dir}/{other} has: say '
+                                f'--mode={other}')
         advice = f'run prepare.py first (--source=… --output_dir={data_dir} --mode={mode})'
         raise UserError(f'{folder} has no meta.json; {advice}')
     return read_json(path)

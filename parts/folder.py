@@ -55,12 +55,7 @@ ONLY = {                     # keys of config.json that may say this and nothing
 }
 MODEL_TYPES = {'decoder': 'qwen3', 'ffn': 'window_mlp'}    # arch → model_type in config.json
 CLASSES = {'decoder': 'Qwen3ForCausalLM', 'ffn': 'WindowMLPForCausalLM'}
-HUB_LICENCES = {
-    'CC BY-NC-SA 4.0': 'cc-by-nc-sa-4.0',
-    'CC BY-SA 4.0': 'cc-by-sa-4.0',
-    'CC0 1.0': 'cc0-1.0',
-    'MIT': 'mit',
-}
+HUB_LICENCES = ('CC BY-NC-SA 4.0', 'CC BY-SA 4.0', 'CC0 1.0', 'MIT')  # as cc-by-nc-sa-4.0 …
 
 
 # --- save ---
@@ -130,8 +125,12 @@ def load_model(folder, device='cpu', dropout=0.0):
     meta = read_model_meta(folder)
     weights = read_weights(folder)
     model = empty_model(folder, config, len(weights))
-    check_shapes(folder, model, weights)
-    model.load_state_dict(weights, assign=True)
+    try:
+        model.load_state_dict(weights, assign=True)
+    except RuntimeError as error:                              # other names, or other shapes
+        reason = str(error).splitlines()[1].strip()
+        raise UserError(f'{folder}: config.json and model.safetensors disagree: '
+                        f'{reason[:200]}') from None
     return model.to(device).eval(), meta
 
 
@@ -182,28 +181,21 @@ def check_computation(path, theirs, config):
 
     The weights would load all the same, and the numbers would be wrong without a word.
     """
-    only = dict(ONLY)
+    rope = {'rope_type': 'default', 'rope_theta': config.rope_theta}
+    only = {**ONLY, 'rope_parameters': rope, 'rope_scaling': rope}
     if config.arch == 'decoder':
         only['num_key_value_heads'] = config.nhead
         only['head_dim'] = config.d_model // config.nhead
         only['sliding_window'] = config.chunk_size
+    layers = theirs.get('layer_types')
+    only['layer_types'] = ['sliding_attention'] * (len(layers) if isinstance(layers, list) else 1)
     for key, value in only.items():
-        refuse_other(path, key, theirs.get(key), value)
-    layer_types = theirs.get('layer_types') or []
-    for layer_type in layer_types if isinstance(layer_types, list) else [layer_types]:
-        refuse_other(path, 'a layer of layer_types', layer_type, 'sliding_attention')
-    plain = {'rope_type': 'default', 'rope_theta': config.rope_theta}
-    for key in ('rope_parameters', 'rope_scaling'):            # settings of the rotary positions
-        rope = theirs.get(key)
-        if isinstance(rope, dict):
-            rope = {**plain, **rope}                           # either may be left out
-        refuse_other(path, key, rope, plain)
-
-
-def refuse_other(path, key, found, value):
-    """Raise UserError where a key of config.json is there and says something else than value."""
-    if found is not None and found != value:
-        raise UserError(f'{path}: {key} is {found!r}, and the model here computes {value!r} alone')
+        found = theirs.get(key)
+        if value is rope and isinstance(found, dict):
+            found = {**rope, **found}                          # either may be left out
+        if found is not None and found != value:
+            raise UserError(f'{path}: {key} is {found!r}, and the model here computes {value!r} '
+                            'alone')
 
 
 def read_weights(folder):
@@ -241,17 +233,6 @@ class NoInit(TorchFunctionMode):
         if getattr(function, '__module__', '') == 'torch.nn.init':
             return None
         return function(*args, **(kwargs or {}))
-
-
-def check_shapes(folder, model, weights):
-    """Raise UserError where the weights {name: tensor} have other shapes than the model."""
-    wanted = model.state_dict()
-    for name in sorted(wanted.keys() | weights.keys()):
-        shape, found = [list(state[name].shape) if name in state else None
-                        for state in (wanted, weights)]
-        if shape != found:
-            raise UserError(f'{folder}: config.json and model.safetensors disagree on {name} '
-                            f'({shape} and {found})')
 
 
 META_TYPES = {               # of what is used: another person may have written meta.json
@@ -402,15 +383,24 @@ def model_card(model, meta, name):
     """README.md of a model folder as the Hub reads it: what the model is and was trained on, its
     scores, and the licence of the data, which is the model's, too.
     """
+    config = model.config
     ratings = meta['ratings']
-    licences = licences_of(meta)
     language = language_of(meta)
-    texts = texts_in_words(ratings, language)
-    n_parameters = sum(p.numel() for p in model.parameters())
+    texts = 'texts'
+    if ratings:
+        texts = 'Korean reviews' if language == 'ko' else 'reviews'
+    licences = {source['licence'] for source in meta['sources']}
+    if meta.get('vocabulary_licence'):
+        licences.add(meta['vocabulary_licence'])
+    licences = sorted(licences)
     restriction = ''
     if any('NC' in licence for licence in licences):
         restriction = ' Not for commercial use.'
-    config = model.config
+    rows = ''
+    for source in meta['sources']:
+        n_texts = source.get('train_reviews', 0)
+        rows += f'| {source["name"]} | {n_texts:,} | {source["licence"]} |\n'
+    n_parameters = sum(p.numel() for p in model.parameters())
     kind = 'A decoder (Qwen3 architecture)'
     if config.arch == 'ffn':
         kind = f'An MLP over the last {config.window} tokens'
@@ -430,7 +420,7 @@ def model_card(model, meta, name):
 
 | source | texts | licence |
 |---|---|---|
-{source_rows(meta)}
+{rows}
 Licences of all it was made of, which hold for the model, too: {', '.join(licences)}.{restriction}
 
 ## Scores
@@ -444,14 +434,6 @@ After {meta['tokens']:,} tokens ({meta['step']:,} steps): {meta['val_loss']:.4f}
             card += reading_example(meta, ratings, language)
         card += '```\n'
     return card
-
-
-def licences_of(meta):
-    """The licences of the data and the vocabulary that a model was made of, each once, in order."""
-    licences = {source['licence'] for source in meta['sources']}
-    if meta.get('vocabulary_licence'):
-        licences.add(meta['vocabulary_licence'])
-    return sorted(licences)
 
 
 def language_of(meta):
@@ -468,31 +450,14 @@ def card_header(arch, licences, language):
 
     No pipeline_tag: a pipeline would begin a text without `</s>` and the start token.
     """
-    licence = HUB_LICENCES.get(licences[0], 'other') if len(licences) == 1 else 'other'
-    lines = ['---']
-    if language:
-        lines.append(f'language: {language}')
-    lines.append(f'license: {licence}')
+    licence = 'other'
+    if len(licences) == 1 and licences[0] in HUB_LICENCES:
+        licence = licences[0].lower().replace(' ', '-')
+    header = f'---\nlanguage: {language}\n' if language else '---\n'
+    header += f'license: {licence}\n'
     if arch == 'decoder':
-        lines.append('library_name: transformers')
-    lines.append('---')
-    return '\n'.join(lines) + '\n'
-
-
-def texts_in_words(ratings, language):
-    """'Korean reviews', 'reviews' or 'texts': what the model writes."""
-    if not ratings:
-        return 'texts'
-    return 'Korean reviews' if language == 'ko' else 'reviews'
-
-
-def source_rows(meta):
-    """One row of a Markdown table for every source of the data."""
-    rows = ''
-    for source in meta['sources']:
-        n_texts = source.get('train_reviews', 0)
-        rows += f'| {source["name"]} | {n_texts:,} | {source["licence"]} |\n'
-    return rows
+        header += 'library_name: transformers\n'
+    return header + '---\n'
 
 
 def writing_example(meta, ratings, language):

@@ -46,7 +46,11 @@ def select_device(name='auto'):
         name = 'cuda' if cuda else 'mps' if mps and world_size == 1 else 'cpu'
         hidden = os.environ.get('CUDA_VISIBLE_DEVICES') in ('', '-1', 'NoDevFiles')
         if name == 'cpu' and Path('/dev/nvidia0').exists() and not hidden:
-            no_gpu_for_torch()
+            sentence = ('there is a GPU here (/dev/nvidia0), but torch cannot use it: its driver '
+                        'is too old for this torch, or this torch was built without CUDA')
+            if world_size > 1:                                # torchrun started them for it
+                raise UserError(f'{sentence}; mend that, or say --device=cpu')
+            print(f'{sentence}; going on with the CPU', file=sys.stderr)
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -66,17 +70,6 @@ def select_device(name='auto'):
     return device
 
 
-def no_gpu_for_torch():
-    """A GPU is plugged in, and torch cannot use it: say so, and refuse where torchrun started
-    processes for it. Raises UserError.
-    """
-    sentence = ('there is a GPU here (/dev/nvidia0), but torch cannot use it: '
-                'its driver is too old for this torch, or this torch was built without CUDA')
-    if world_size > 1:
-        raise UserError(f'{sentence}; mend that, or say --device=cpu')
-    print(f'{sentence}; going on with the CPU', file=sys.stderr)
-
-
 def keep_freed_memory(device):
     """Tell glibc to keep large blocks that were freed: else each step gets them anew from the
     system, page by page.
@@ -87,16 +80,6 @@ def keep_freed_memory(device):
             M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1
             mallopt(M_MMAP_MAX, 0)
             mallopt(M_TRIM_THRESHOLD, 2 ** 31 - 1)
-
-
-def add_in_fixed_order():
-    """Ask for kernels that add up in the same order every time, where there are any: two runs then
-    stay bit for bit alike.
-    """
-    os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
-    # use_deterministic_algorithms() would load the compiler, a second or two, for runs without it
-    torch.set_deterministic_debug_mode('warn')
-    torch.utils.deterministic.fill_uninitialized_memory = False  # only finds bugs, and costs time
 
 
 # --- number format ---
@@ -197,7 +180,11 @@ def matmul_flops(model, T):
 
 def start_process(device):
     """Get this process ready: sums in a fixed order, memory kept, the other processes found."""
-    add_in_fixed_order()
+    # Kernels that add up in the same order every time, where there are any: two runs stay alike to
+    # the bit. (use_deterministic_algorithms() would load the compiler, a second or two.)
+    os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
+    torch.set_deterministic_debug_mode('warn')
+    torch.utils.deterministic.fill_uninitialized_memory = False  # only finds bugs, and costs time
     keep_freed_memory(device)
     if world_size == 1:
         return
@@ -280,10 +267,6 @@ class StopRequest:
         if rank == 0 and not heard:
             with suppress(OSError):                           # nobody may be there to read it
                 os.write(2, b'finishing this step, then saving; Ctrl-C once more ends it at once\n')
-
-    @property
-    def exit_status(self):
-        return 128 + (self.signal or signal.SIGTERM)
 
 
 LOST_PEER = re.compile('Connection (closed|reset) by peer|Broken pipe|remote process exited|'

@@ -14,14 +14,14 @@ POLAR = ((8.0934, -23.6204, 17.4462), (3.6366, -2.7219, 0.5365), (2.6613, -1.977
 
 # The learning rates of the tables, embedding and head, as multiples of lr. Entries of the embedding
 # are of size 1, those of a matrix of size 1/√C, so the embedding needs longer steps. What was
-# counted or trained before needs only a touch. (LOG.md, What made training faster)
+# counted or trained before needs small steps. (LOG.md, What made training faster)
 RANDOM_TABLES = (25.0, 1.0)
 LEARNED_TABLES = (4.0, 0.25)
 
 WEIGHT_DECAY = 0.1  # pull of the matrices to zero, per step and unit of learning rate
-MOMENTUM = 0.95     # share of Muon's mean of gradients that each step keeps
-BETA1 = 0.9         # the same in AdamW
-BETA2 = 0.99        # and in its mean of their squares
+MOMENTUM = 0.95     # share of Muon's running mean of gradients that each step keeps
+BETA1 = 0.9         # the same for AdamW's mean of gradients
+BETA2 = 0.99        # and for its mean of their squares
 EPS = 1e-8          # keeps AdamW from dividing by zero
 
 
@@ -47,10 +47,10 @@ class MuonAdamW(torch.optim.Optimizer):
                 self.adamw(group)
 
     def muon(self, group):
-        """Momentum, then the nearest orthogonal matrix in place of the gradient, so that all
-        directions of the update get steps of one size (Jordan et al. 2024,
-        kellerjordan.github.io/posts/muon). A raw gradient is mostly a few strong directions; so the
-        faint ones are learned, too.
+        """Momentum; then the nearest orthogonal matrix takes the gradient's place, so that the
+        update has one size in all directions (Jordan et al. 2024,
+        kellerjordan.github.io/posts/muon). A few strong directions dominate a raw gradient; this
+        way the faint ones are learned, too.
         """
         params = group['params']
         gradients = torch.stack([p.grad for p in params])     # (N, rows, columns)
@@ -112,11 +112,10 @@ def make_optimizer(model, optimizer, lr, table_decay, warm_start, dtype):
     all: each row is learned by itself, which suits AdamW. warm_start: embedding and head hold what
     was counted or trained before.
 
-    table_decay: the share of embedding and head that a step at the peak rate takes away; train.py's
-    setting is the share of an epoch, for what counts is how many epochs back a weight remembers
-    (Wang & Aitchison 2024, arXiv:2405.13698). Where data come back, it is worth more than any on
-    the matrices (LOG.md, Data that comes back). 'adamw' ignores it and treats tables as it treats
-    matrices.
+    table_decay: the share of embedding and head that one step at the peak rate removes. (train.py's
+    setting is per epoch: what matters is how many epochs back a weight remembers, Wang & Aitchison
+    2024, arXiv:2405.13698.) Where data repeat, it is worth more than any decay of the matrices
+    (LOG.md, Data that comes back). 'adamw' ignores it and treats tables as matrices.
     """
     embedding, head = model.model.embed_tokens.weight, model.lm_head.weight
     matrices = [p for p in model.parameters()
@@ -141,6 +140,6 @@ def make_optimizer(model, optimizer, lr, table_decay, warm_start, dtype):
 
 
 def get_lr(step, steps, peak):
-    """The learning rate of a step: up in a line over a fiftieth of the run, level to its middle,
-    then down in a line to zero at step == steps (Hägele et al. 2024, arXiv:2405.18392)."""
+    """The learning rate of a step: linear warmup over a fiftieth of the run, level to the middle,
+    then linear to zero at step == steps (Hägele et al. 2024, arXiv:2405.18392)."""
     return peak * min(1, (step + 1) / max(1, steps // 50), 2 * (1 - step / steps))

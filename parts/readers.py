@@ -151,8 +151,10 @@ class Reader:
         with self.open(path) as file:
             if self.unit == 'file':
                 yield file.read(), None
-            elif self.unit == 'paragraph':
-                yield from paragraphs(file)
+            elif self.unit == 'paragraph':                    # the lines between blank ones
+                for blank, lines in groupby(file, lambda line: not visible(line)):
+                    if not blank:
+                        yield ''.join(lines).removesuffix('\n'), None
             else:
                 for line in file:
                     yield line, None
@@ -185,15 +187,19 @@ class Reader:
 
     # --- tables ---
 
-    def parquet_rows(self, path, batch_size=5000):
+    def parquet_rows(self, path):
         import pyarrow.parquet  # slow to load, and most readers of this file never need it
         packed = path.name.lower().endswith('.gz')
         source = io.BytesIO(gzip.open(path).read()) if packed else path
         with pyarrow.parquet.ParquetFile(source) as table:
             text, rating = self.choose_columns(table.schema_arrow.names)
-            check_is_text(table.schema_arrow.field(text))
+            field = table.schema_arrow.field(text)
+            is_dictionary = pyarrow.types.is_dictionary(field.type)
+            kind = field.type.value_type if is_dictionary else field.type
+            if str(kind) not in ('string', 'large_string', 'string_view'):
+                raise UserError(f'its column {text!r} holds {field.type}, not text')
             wanted = [text] if rating is None else [text, rating]
-            for batch in table.iter_batches(batch_size, columns=wanted):
+            for batch in table.iter_batches(5000, columns=wanted):
                 labels = [None] * len(batch)
                 if rating is not None:
                     labels = batch.column(rating).to_pylist()
@@ -224,7 +230,7 @@ class Reader:
         if not header:
             return
         n, second = next(lines, (0, []))
-        lines = chain([(n, second)], lines) if second else []
+        lines = chain([(n, second)], lines) if n else []      # 0 where there is no second line
         n_known = [sum(plain(name) in KNOWN_COLUMNS for name in line) for line in (header, second)]
         if n_known[1] > max(1, n_known[0]):
             raise UserError(f'line {n} looks like the names of the columns; delete what stands '
@@ -274,12 +280,11 @@ class Reader:
             for k, cell in enumerate(cells):
                 if cell.startswith('"'):
                     quotes = True
-                    inside = re.fullmatch(r'"((?:[^"]|"")+)"', cell)
-                    if inside or cell == '""':
-                        now.add(k)
+                    inside = re.fullmatch(r'"((?:[^"]|"")*)"', cell)
                     if inside:
+                        now.add(k)
                         doubled = doubled or '""' in inside[1]
-                        needless = needless or not re.search('[",\r]', inside[1])  # Excel: commas
+                        needless = needless or bool(re.fullmatch('[^",\r]+', inside[1]))  # Excel: ,
             always = now if n_lines < 3 else always & now
             if n_lines == 1:
                 header_is_quoted = quotes
@@ -391,24 +396,7 @@ def listed(names):
     return ', '.join(repr(name)[:60] for name in names[:20]) or 'none'
 
 
-def check_is_text(field):
-    """Raise UserError where a column of a parquet table holds something else than text."""
-    import pyarrow
-    kind = field.type
-    if pyarrow.types.is_dictionary(kind):
-        kind = kind.value_type
-    if str(kind) not in ('string', 'large_string', 'string_view'):
-        raise UserError(f'its column {field.name!r} holds {field.type}, not text')
-
-
 # --- plain text ---
-
-def paragraphs(file):
-    """Yield (text, None) of each run of lines between blank ones."""
-    for blank, lines in groupby(file, lambda line: not visible(line)):
-        if not blank:
-            yield ''.join(lines).removesuffix('\n'), None
-
 
 def refuse_tables(file, wanted, by_lines):
     """Raise UserError where a plain text is a table, or JSON, by the looks of its first lines.

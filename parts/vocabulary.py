@@ -177,13 +177,11 @@ def sample_sentences(path, n_texts=200_000, longest=16_000, most_bytes=100_000_0
     Of very long texts it gets every second part, or every third, so that there are about most_bytes
     at most. Returns a list: an error in a generator would have to come through SentencePiece.
     """
-    n_lines = n_bytes = 0
     with open(path, 'rb') as file:
-        for line in file:
-            n_lines += 1
-            n_bytes += len(line)
+        n_lines = sum(1 for _ in file)
     if not n_lines:
         raise UserError(f'{path} is empty')
+    n_bytes = Path(path).stat().st_size
     step = math.ceil(n_lines / n_texts)
     # SentencePiece keeps this block for itself, and would skip what has one
     texts = (text.replace('▅', '█') for _, text in read_split(path, step))

@@ -215,7 +215,7 @@ def test_with_all_ideas_the_first_lesson_trains_the_same_weights_as_train_py(dem
         assert float(held_out) < float(first)
         assert '\n김치찌개가' in said
     assert same(torch.load(tmp_path / 'weights.pt'), last_weights(tmp_path))
-    assert 'they are weights,' in bench('first', *words, '--ideas=magic', ok=False)
+    assert 'choose from weights,' in bench('first', *words, '--ideas=magic', ok=False)
 
 
 # As a sitecustomize.py: keep the weights of the model that writes

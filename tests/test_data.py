@@ -15,7 +15,7 @@ from model import Config, build
 from parts import bigram
 from parts import data as data_part
 from parts.bigram import init_from_bigrams
-from parts.data import Data, hide_ratings, pack, row_length
+from parts.data import Data, hide_ratings, pack, read_meta, row_length
 from parts.errors import UserError
 
 EOS, UNKNOWN, POSITIVE, NEGATIVE = range(4)
@@ -55,6 +55,13 @@ def write(folder, lengths, tokens):
         meta[f'{side}_largest_id'] = int(tokens.max())
         meta[f'{side}_crc32'] = zlib.crc32(path.read_bytes())
     return meta
+
+
+def test_the_other_vocabulary_is_named_where_it_alone_is_there(tmp_path):
+    write(tmp_path, [9] * 8, distinct_texts([9] * 8))
+    (tmp_path / 'tokenizer/meta.json').write_text('{}')
+    with pytest.raises(UserError, match='say --mode=tokenizer'):
+        read_meta(tmp_path, 'manual')
 
 
 @pytest.fixture

@@ -35,6 +35,7 @@ from parts.corpus import (
     escape,
     map_ordered,
     read_split,
+    signals_postponed,
     unescape,
     visible,
 )
@@ -474,6 +475,13 @@ def test_a_space_after_a_comma_is_no_part_of_a_cell(tmp_path):
     works(tmp_path, '--source=r.csv', '--mode=manual')
     wanted = sorted((i % 3, f'{text}, "또"') for i, text in enumerate(LINES))
     assert sorted(reviews(tmp_path / 'data/r')) == wanted
+
+
+def test_a_blank_line_below_the_names_ends_nothing(tmp_path):
+    rows = ''.join(f'{text},{i % 3}\n' for i, text in enumerate(LINES))
+    write(tmp_path / 'r.csv', f'text,label\n\n{rows}')
+    works(tmp_path, '--source=r.csv', '--mode=manual')
+    assert len(reviews(tmp_path / 'data/r')) == len(LINES)
 
 
 def test_the_columns_of_the_first_object_stand(tmp_path):
@@ -1136,6 +1144,19 @@ def interrupt(folder, words, when, signal_number, everyone=False):
     assert run.returncode == 2
     assert err.count('\n') == 1
     assert 'interrupted' in err
+
+
+def test_a_signal_while_files_take_their_places_is_heard_after():
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+    try:
+        with signals_postponed():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.05)
+            assert not heard
+        assert heard == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.parametrize('signal_number', [signal.SIGINT, signal.SIGTERM])
