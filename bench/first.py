@@ -28,7 +28,7 @@ ideas = ''                     # which of IDEAS to use, with commas between them
 data_dir = 'data/shakespeare'  # what prepare.py wrote
 mode = 'manual'                # which of its vocabularies
 n_tokens = 0.2                 # million tokens to read
-lr = 0.0                       # peak learning rate (0: 8e-3 for Muon, 4e-3 for AdamW)
+lr = 0.0                       # peak learning rate (0: the best of some for these ideas)
 seed = 0                       # of the first weights and the choice of rows
 prompt = 'ROMEO:'              # the beginning that it continues at the end
 configure(globals())
@@ -118,7 +118,8 @@ def choose_optimizer(model, ours):
     decayed = [p for p in model.parameters() if p.ndim == 2]
     gains = [p for p in model.parameters() if p.ndim == 1]
     groups = [{'params': decayed, 'weight_decay': 0.1}, {'params': gains, 'weight_decay': 0.0}]
-    return torch.optim.AdamW(groups, betas=(0.9, 0.99)), lr or 4e-3
+    peak = lr or (4e-3 if 'weights' in ours else 2e-3)
+    return torch.optim.AdamW(groups, betas=(0.9, 0.99)), peak
 
 
 def choose_rows(train, meta, ours):
