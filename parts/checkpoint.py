@@ -116,10 +116,13 @@ def lock_folder(folder):
     LOCKS.append(lock)  # a file that nobody holds is closed, and its lock is open
 
 
+OUR_TYPES = 'txt|json|bin|model|safetensors|pt|csv|png|md'
+
+
 def sweep(folder):
     """Remove what a killed process left unfinished in a folder that this one has locked."""
     for part in folder.glob('*.part'):
-        if re.fullmatch(r'.+\.[0-9]+\.part', part.name):      # as part_of() names it
+        if re.fullmatch(rf'.+\.({OUR_TYPES})\.[0-9]+\.part', part.name):  # as part_of() names it
             part.unlink(missing_ok=True)
 
 

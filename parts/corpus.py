@@ -74,7 +74,8 @@ class Labels:
         self.meaning = dict(NO_LABELS if ratings else RATING_LABELS)
         said = {}
         # a comma within a label stays: 4,5:1
-        for pair in re.split(r'(?<=:[-\d]),', ratings) if ratings else []:
+        pairs = re.sub(r'\s*:\s*([-\d])\s*(?=,|$)', r':\1', ratings)         # without spaces
+        for pair in re.split(r'(?<=:[-\d]),', pairs) if ratings else []:
             label, colon, digit = pair.rpartition(':')
             label, rating = self.as_compared(label), RATING_DIGITS.get(digit.strip())
             if not colon or rating is None:
@@ -480,8 +481,10 @@ def read_source(source, reader, report, revision='', n_reviews=0, seed=0):
     """
     if source == 'demo':
         from parts import grammar
-        reviews = grammar.reviews(n_reviews, seed)
-        tables = [('demo', ((text, rating, bits) for rating, text, bits in reviews))]
+        rows = ((text, rating, bits) for rating, text, bits in grammar.reviews(n_reviews, seed))
+        if reader.rating_column == 'none':
+            rows = ((text, None) for text, *_ in rows)
+        tables = [('demo', rows)]
     else:
         files, report.others = source_files(source, revision)
         report.types = Counter(map(file_type, files))
@@ -555,6 +558,7 @@ def split_sources(sources, folder, val_ratio, labels, make_reader, **reading):
     from tqdm import tqdm
     reports = []
     files = other_files(folder, text_names(sources))
+    all_known = set(sources.values()) <= set(KNOWN_SOURCES)
     with new_files(folder) as create:
         shared = {side: TextFile(create(name)) for side, name in SIDES.items()}
         for name, source in sources.items():
@@ -562,7 +566,9 @@ def split_sources(sources, folder, val_ratio, labels, make_reader, **reading):
             report = Report(name, LICENCES.get(source, "the file's own"))
             own = {side: TextFile(create(f'{name}_{side}.txt')) for side in SIDES}
             rows = read_source(source, reader, report, **reading)
-            parts = map_ordered(split_rows, rows, reader.unit, val_ratio, labels)
+            # --ratings= is of a person's own files, where there are any
+            its_labels = labels if all_known or source not in KNOWN_SOURCES else Labels()
+            parts = map_ordered(split_rows, rows, reader.unit, val_ratio, its_labels)
             with (
                 closing(parts),
                 tqdm(desc=f'split {name}', unit=' texts', mininterval=0.5, disable=None) as bar,
@@ -631,7 +637,7 @@ def split_rows(unit, val_ratio, labels, numbered_rows):
             report.n_texts[side] += 1
             if side == 'val':
                 report.val_chars += len(part)
-                report.val_bits += bits[0] if bits else math.nan
+                report.val_bits += bits[0] if bits and not labels.given else math.nan
     return lines, report
 
 
@@ -714,10 +720,10 @@ def finish_renames(folder):
         return
     plan = {part: str(name) for part, name in read_json(path).items()}
     # the folder may come from somebody else: nothing outside it is touched, nor what is not ours
-    for part, name in plan.items():
-        is_ours = re.fullmatch(rf'{re.escape(name)}\.[0-9]+\.part', part)
-        if not is_ours or '/' in name or not name:
-            raise UserError(f'{path} is not one of prepare.py; move it away')
+    ours = [name and '/' not in name and re.fullmatch(rf'{re.escape(name)}\.[0-9]+\.part', part)
+            for part, name in plan.items()]
+    if not ours or not all(ours):
+        raise UserError(f'{path} is not one of prepare.py; move it away')
     for part, name in plan.items():
         with suppress(FileNotFoundError):                     # it was done before
             os.replace(folder / part, folder / name)
@@ -863,8 +869,8 @@ def our_files(folder, names):
     if not (folder / 'meta.json').exists() or (folder / 'model.safetensors').exists():
         return []
     meta = read_json(folder / 'meta.json')
-    if 'train_tokens' in meta:  # the meta.json of bins: it knows of no text beside it
-        return [name for name in names if not name.endswith('.txt')]
+    if 'train_tokens' in meta:  # the meta.json of bins: it is of no text, and must stay theirs
+        return [] if 'train.txt' in names else names
     meta = read_texts_meta(folder)
     if 'sources' not in meta or 'train_txt_crc32' not in meta:
         return []

@@ -152,9 +152,11 @@ class Reader:
             if self.unit == 'file':
                 yield file.read(), None
             elif self.unit == 'paragraph':                    # the lines between blank ones
-                for blank, lines in groupby(file, lambda line: not visible(line)):
+                # (a form feed ends a line, too)
+                lines = chain.from_iterable(map(str.splitlines, file))
+                for blank, some in groupby(lines, lambda line: not visible(line)):
                     if not blank:
-                        yield ''.join(lines).removesuffix('\n'), None
+                        yield '\n'.join(some), None
             else:
                 for line in file:
                     yield line, None
@@ -217,11 +219,13 @@ class Reader:
         elif suffix == '.tsv' and '\t' in first:
             delimiter = '\t'
         else:
-            marks = '\t,;' if suffix == '.tsv' else ',;\t'
-            delimiter = max(marks, key=first.count)  # of equals the first
+            marks = '\t,;|' if suffix == '.tsv' else ',;\t|'
+            delimiter = max(marks, key=outside_quotes(first).count)  # of equals the first
         quoted = delimiter != '\t' or self.is_quoted(path)
-        spaced = any(f'{delimiter} ' in line for line in head[:2])                 # label, text
-        spaced = spaced or any(f'{delimiter} "' in line for line in head)          # 1, "text"
+        # label, text; where a text keeps its spaces, only the names tell
+        spaced = any(f'{delimiter} ' in outside_quotes(line)
+                     for line in head[:2 if self.unit == 'line' else 1])
+        spaced = spaced or any(f'{delimiter} "' in outside_quotes(line) for line in head)
         lines = numbered_cells(self, path, delimiter, quoted, spaced)
         for _ in range(2 if excel else 1):
             lines = dropwhile(lambda line: not any(map(str.strip, line[1])), lines)
@@ -232,13 +236,14 @@ class Reader:
         n, second = next(lines, (0, []))
         lines = chain([(n, second)], lines) if n else []      # 0 where there is no second line
         n_known = [sum(plain(name) in KNOWN_COLUMNS for name in line) for line in (header, second)]
-        if n_known[1] > max(1, n_known[0]):
+        named = self.text_column and plain(self.text_column) in map(plain, header)
+        if n_known[1] > max(1, n_known[0]) and not named:
             raise UserError(f'line {n} looks like the names of the columns; delete what stands '
                             'above it')
         text, rating = self.choose_columns(header)
         text_cell = header.index(text)
         rating_cell = None if rating is None else header.index(rating)
-        usual = {plain(name) for name in header}
+        usual = {plain(name[-100:]) for name in header}
         for n, cells in lines:
             if not any(cells) or len(cells) == 1 < len(header) and not cells[0].strip():
                 yield None, None
@@ -414,7 +419,8 @@ def refuse_tables(file, wanted, by_lines):
             named = wanted and plain(wanted) in names
             has_text = any(name in names for name in TEXT_COLUMNS)
             has_more = any(name in names for name in (*RATING_COLUMNS, 'id'))
-            even = len(lines) > 1 and len({line.count(delimiter) for line in lines}) == 1
+            counts = {outside_quotes(line).count(delimiter) for line in lines}
+            even = len(lines) > 1 and len(counts) == 1
             likely = has_text and (has_more or even or delimiter in '\t|') or has_more and even
             if (named or by_lines and likely) and len(names) > 1:
                 raise UserError(f'this is a table with the columns {header!r}; name it '
@@ -428,13 +434,20 @@ def refuse_tables(file, wanted, by_lines):
         kinds = min(len({cells[n] for cells in rows}) for n in (0, -1))
         words = len(rows) > 19 and kinds < 6
         n_likely = len(rows) if delimiter in '\t|' or words else labels
+        bare_rows = [outside_quotes(line).split(delimiter) for line in lines]
+        n_likely = max(n_likely, sum(len(c) > 1 and set(c) == {'""'} for c in bare_rows))
         if len(lines) > 1 and n_likely > 0.9 * len(lines):    # a few may be broken
             n_cells = ' or '.join(map(str, sorted({len(cells) for cells in rows})))
-            raise UserError(f'this is a table without names: its lines have {n_cells} cells, '
-                            f'parted by {signs}; name it {suffix}, and write the names of the '
-                            f'columns into a first line{advice}')
+            raise UserError(f'this is a table: its lines have {n_cells} cells, parted by {signs}; '
+                            f'name it {suffix}, and if its first line does not name the columns, '
+                            f'write their names above it{advice}')
     if re.match(r'\s*(\{\s*"|\[\s*[\["{])', '\n'.join(lines)):
         raise UserError(f'this is JSON; name it .jsonl{advice}')
+
+
+def outside_quotes(line):
+    """The line of a table with "" in place of what stands in quotes."""
+    return re.sub(r'"(?:[^"]|"")*"', '""', line)
 
 
 def is_number(cell):
@@ -443,11 +456,23 @@ def is_number(cell):
 
 # --- encodings ---
 
+NO_TEXTS = {
+    b'PK\x03\x04': 'a zip archive, as Excel files are; save it as CSV UTF-8, or unpack it',
+    b'\xd0\xcf\x11\xe0': 'an old Excel or Word file; save it as CSV UTF-8 or as plain text',
+    b'\x1f\x8b': 'packed by gzip; its name must end with .gz',
+    b'PAR1': 'parquet; its name must end with .parquet',
+    b'%PDF': 'a PDF; save its text as .txt',
+}
+
+
 def explain_encoding(path, encoding):
     """What is wrong with a text file that is not in this encoding, and what to do, in words."""
     named = encoding.removesuffix('-sig')
     with opener(path)(path, 'rb') as file:
         head = file.read(1 << 20)
+    for beginning, what in NO_TEXTS.items():
+        if head.startswith(beginning):
+            return f'{path} is no text, but {what}'
     text = head.decode(named, errors='replace')
     n_bad = text.count('\ufffd')
     n_foreign = sum(not character.isascii() for character in text)

@@ -477,6 +477,77 @@ def test_a_space_after_a_comma_is_no_part_of_a_cell(tmp_path):
     assert sorted(reviews(tmp_path / 'data/r')) == wanted
 
 
+def test_a_known_source_keeps_its_labels_beside_stars(tmp_path):
+    write(tmp_path / 'r.csv', 'text,label\n' + ''.join(f'{t},{i % 5 + 1}\n'
+                                                       for i, t in enumerate(LINES)))
+    out = works(tmp_path, '--source=demo,r.csv', '--n_reviews=100', '--mode=manual',
+                '--ratings=1: 0, 2: 0, 3: 2, 4: 1, 5: 1')     # spaces are no part of a label
+    assert 'demo: 22 negative, 59 positive, 19 ambiguous' in out
+    assert 'r: 24 negative, 24 positive, 12 ambiguous' in out
+
+
+def test_the_demo_has_no_floor_where_its_ratings_are_not_its_own(tmp_path):
+    for flags in (['--rating_column=none'], ['--ratings=0:1,1:0,2:2']):
+        works(tmp_path, '--source=demo', '--n_reviews=100', '--mode=manual', *flags)
+        meta = json.loads((tmp_path / 'data/demo/meta.json').read_text())
+        assert 'floor_bits_per_char' not in meta
+        known = {rating for rating, _ in reviews(tmp_path / 'data/demo')} != {-1}
+        assert known == (flags[0] != '--rating_column=none')
+
+
+@pytest.mark.parametrize('first', ['"Hello, world"', 'Hello'])
+def test_a_comma_and_a_space_in_one_text_take_no_spaces_from_others(tmp_path, first):
+    rows = ''.join(f'{i},    return {i}\n' for i in range(60))
+    write(tmp_path / 'r.csv', f'id,text\n0,{first}\n{rows}')
+    works(tmp_path, '--source=r.csv', '--unit=paragraph', '--mode=manual', '--min_count=1')
+    texts = {text for _, text in reviews(tmp_path / 'data/r')}
+    assert {f'    return {i}' for i in range(60)} < texts
+
+
+@pytest.mark.parametrize('page', ['\n\f', '\f\n', '\u2029\u2029'])
+def test_a_page_ends_a_paragraph(tmp_path, page):
+    write(tmp_path / 'r.txt', page.join(f'시 {i}\n둘째 줄' for i in range(60)))
+    works(tmp_path, '--source=r.txt', '--unit=paragraph', '--mode=manual', '--min_count=1')
+    wanted = {f'시 {i}\n둘째 줄' for i in range(60)}
+    assert {text for _, text in reviews(tmp_path / 'data/r')} == wanted
+
+
+def test_bars_part_cells_where_nothing_else_does(tmp_path):
+    rows = ''.join(f'{i}|{t}|{i % 3}\n' for i, t in enumerate(LINES))
+    write(tmp_path / 'r.csv', f'id|text|label\n{rows}')
+    works(tmp_path, '--source=r.csv', '--mode=manual')
+    assert sorted(reviews(tmp_path / 'data/r')) == sorted((i % 3, t) for i, t in enumerate(LINES))
+
+
+def test_commas_within_quoted_names_part_nothing(tmp_path):
+    rows = ''.join(f'"{t}";{i % 3}\n' for i, t in enumerate(LINES))
+    write(tmp_path / 'r.csv', f'"text";"label, 0=neg, 1=pos, 2=amb"\n{rows}')
+    works(tmp_path, '--source=r.csv', '--mode=manual', '--rating_column=label, 0=neg, 1=pos, 2=amb')
+    assert sorted(reviews(tmp_path / 'data/r')) == sorted((i % 3, t) for i, t in enumerate(LINES))
+
+
+def test_what_only_looks_like_a_file_in_the_making_stays(tmp_path):
+    for name in ('book.1.part', 'video.2024.part', 'backup.7z.001.part'):
+        write(tmp_path / f'o/{name}', 'mine')
+    write(tmp_path / 'r.txt', '\n'.join(LINES))
+    works(tmp_path, '--source=r.txt', '--output_dir=o', '--mode=manual')
+    assert len(list((tmp_path / 'o').glob('*.part'))) == 3
+
+
+def test_texts_are_not_written_over_the_meta_of_bins(tmp_path):
+    write(tmp_path / 'r.txt', '\n'.join(LINES))
+    works(tmp_path, '--source=r.txt', '--output_dir=o', '--mode=manual')
+    said = refused(tmp_path, '--source=r.txt', '--output_dir=o/manual', '--mode=manual')
+    assert 'o/manual/meta.json is there' in said
+
+
+@pytest.mark.parametrize('beginning, told', [
+    (b'PK\x03\x04\x82\xff', 'a zip archive'), (b'PAR1\x82\xff', 'its name must end with')])
+def test_a_file_that_is_no_text_is_called_what_it_is(tmp_path, beginning, told):
+    (tmp_path / 'r.csv').write_bytes(beginning * 9)
+    assert told in refused(tmp_path, '--source=r.csv')
+
+
 def test_a_blank_line_below_the_names_ends_nothing(tmp_path):
     rows = ''.join(f'{text},{i % 3}\n' for i, text in enumerate(LINES))
     write(tmp_path / 'r.csv', f'text,label\n\n{rows}')
@@ -806,6 +877,8 @@ BAD_FILES = {  # what is wrong: file, its content, words of the sentence
     'a table called .txt': ('r.txt', 'id\tdocument\tlabel\n1\t굿\t1\n', ['a table', '.tsv']),
     'a CSV called .txt': ('r.txt', 'text,label\n굿,1\n', ['a table', '.csv']),
     'no ratings, called .txt': ('r.txt', 'id,review\n1,굿\n2,별로\n', ['a table', '.csv']),
+    'commas in quotes': ('r.txt', 'review,date\n' + '"굿, 또",2024-01-02\n' * 9, ['a table']),
+    'all in quotes': ('r.txt', '"내용","날짜"\n' + '"굿, 또","1월"\n' * 30, ['a table']),
     'a table without names': ('r.txt', '1\t굿\n0\t별로\n', ['a table', '2 cells', '.tsv']),
     'an empty cell': ('r.txt', '1\t굿\n0\t별로\n1\t\n', ['a table', '2 cells', '.tsv']),
     'a broken line': ('r.txt', '1\t굿\n' * 20 + '별로\n', ['a table', '2 cells', '.tsv']),
