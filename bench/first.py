@@ -7,7 +7,7 @@ ideas, one after the other. On a CPU; nothing is saved.
     python -m bench.first --data_dir=data/mine --mode=tokenizer --prompt="It was"      # your text
 
 Without ideas it trains as nanoGPT does, with a higher rate, a shorter warmup and an eighth of the
-steps; the model is this project's. With all it is `train.py config/shakespeare_small.py
+steps; the model is this project's. With all of them it is `train.py config/shakespeare_small.py
 --dtype=float32`.
 """
 import math
@@ -28,7 +28,7 @@ ideas = ''                     # which of IDEAS to use, with commas between them
 data_dir = 'data/shakespeare'  # what prepare.py wrote
 mode = 'manual'                # which of its vocabularies
 n_tokens = 0.2                 # million tokens to read
-lr = 0.0                       # peak learning rate (0: the best of some for these ideas)
+lr = 0.0                       # peak learning rate (0: the best of those tried)
 seed = 0                       # of the first weights and the choice of rows
 prompt = 'ROMEO:'              # the beginning that it continues at the end
 configure(globals())

@@ -40,7 +40,7 @@ def init_from_bigrams(model, tokens):
     #     embedding_i = (UNIGRAM_SIZE, filler_i, pmi_part_i …)        filler: what is missing to 1
     #     head_j      = (log P(j) / UNIGRAM_SIZE, 0, successor_j …)
     length = predecessor.norm(dim=1, keepdim=True)
-    # that nine of ten do not exceed, but for tokens that hardly occur, whose vectors are near 0
+    # nine in ten do not exceed it; rare tokens, with vectors near 0, are left out
     usual_length = length[length >= length.max() / 100].quantile(0.9) + 1e-9
     scale = PMI_SIZE / usual_length
     shrink = (usual_length / length).clamp(max=1)             # the longest tenth, to that length

@@ -14,7 +14,7 @@ POLAR = ((8.0934, -23.6204, 17.4462), (3.6366, -2.7219, 0.5365), (2.6613, -1.977
 
 # The learning rates of the tables, embedding and head, as multiples of lr. Entries of the embedding
 # are of size 1, those of a matrix of size 1/√C, so the embedding needs longer steps. What was
-# counted or trained before needs small steps. (LOG.md, What made training faster)
+# counted or trained before needs small steps (LOG.md, What made training faster).
 RANDOM_TABLES = (25.0, 1.0)
 LEARNED_TABLES = (4.0, 0.25)
 
@@ -108,9 +108,9 @@ def make_optimizer(model, optimizer, lr, table_decay, warm_start, dtype):
     """The MuonAdamW of a model.
 
     optimizer: 'muon', or 'adamw' for AdamW everywhere. Muon is for matrices that mix directions. A
-    row of the embedding or the head belongs to one token, and most tokens are not in a batch at
-    all: each row is learned by itself, which suits AdamW. warm_start: embedding and head hold what
-    was counted or trained before.
+    row of the embedding or the head belongs to one token, and rare tokens have small gradients or
+    none, so AdamW, which scales each entry by itself, has these. warm_start: embedding and head
+    hold what was counted or trained before.
 
     table_decay: the share of embedding and head that one step at the peak rate removes. (train.py's
     setting is per epoch: what matters is how many epochs back a weight remembers, Wang & Aitchison
