@@ -12,6 +12,7 @@ that it leaves must be a setting, but for modules and names that begin with _: `
 and `from math import ceil` does not.
 """
 import ast
+import builtins
 import difflib
 import math
 import sys
@@ -22,7 +23,7 @@ from pathlib import Path
 TYPE_NAMES = {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'a string'}
 
 
-def configure(script_globals, also=None, argv=None):
+def configure(script_globals, also=None):
     """Change the settings of a script (its globals()) as the command line says; change nothing when
     it is only imported.
 
@@ -43,9 +44,9 @@ def configure(script_globals, also=None, argv=None):
                 # a pipe on a Korean Windows takes cp949; a name in cp949 is printed with escapes
                 errors = 'strict' if stream is sys.stdin else 'backslashreplace'
                 stream.reconfigure(encoding='utf-8', errors=errors)
-        words = sys.argv[1:] if argv is None else argv
         try:
-            changed = read_command_line(words, defaults, script_globals['__doc__'], comments)
+            changed = read_command_line(
+                sys.argv[1:], defaults, script_globals['__doc__'], comments)
         except SettingError as error:
             print(f'{Path(sys.argv[0]).name}: {error}', file=sys.stderr)
             raise SystemExit(2) from None
@@ -81,7 +82,6 @@ def read_command_line(words, defaults, description, comments):
     right.
     """
     changed = {}
-    words = list(words)
     while words:
         word = words.pop(0)
         if word in ('--help', '-h'):
@@ -107,23 +107,12 @@ def read_command_line(words, defaults, description, comments):
     return changed
 
 
-class Scope(dict):
-    """The names that a config file sees; it remembers which of them the file assigned."""
-
-    def __init__(self, names):
-        super().__init__(names)
-        self.assigned = set()
-
-    def __setitem__(self, name, value):
-        self.assigned.add(name)
-        super().__setitem__(name, value)
-
-
 def run_config_file(path, settings):
     """Run a config file with the settings in scope; returns {name: value} of every public name it
     assigned, also where the value is the default.
     """
-    scope = Scope(settings)
+    # what the file does not assign is found among the builtins, so its scope holds what it did
+    scope = {'__builtins__': {**vars(builtins), **settings}}
     try:
         exec(compile(Path(path).read_bytes(), path, 'exec'), scope)
     except Exception as error:  # whatever it is, the reader wants file, line and reason
@@ -133,19 +122,12 @@ def run_config_file(path, settings):
         where = f'{path}, line {line}' if line else path
         reason = getattr(error, 'strerror', None) or error
         raise SettingError(f'{where}: {reason}') from None
-    changed = {}
-    for name, value in scope.items():
-        private = name.startswith('_') or isinstance(value, types.ModuleType)
-        if name in scope.assigned and not private:
-            changed[name] = value
-    return changed
+    return {name: value for name, value in scope.items()
+            if not name.startswith('_') and not isinstance(value, types.ModuleType)}
 
 
 def checked_value(where, name, value, defaults, read):
-    """The value as the type of the setting's default, by read(value, default).
-
-    Raises SettingError.
-    """
+    """The value as one of the default's type, by read(value, default). Raises SettingError."""
     if name not in defaults:
         near = difflib.get_close_matches(name, defaults, n=1, cutoff=0.5)
         advice = f"did you mean '{near[0]}'?" if near else '--help lists them'
@@ -159,10 +141,7 @@ def checked_value(where, name, value, defaults, read):
 
 
 def parse(text, default):
-    """The words of a command line as a value of the default's type.
-
-    Raises ValueError or KeyError.
-    """
+    """Words of a command line as a value of the default's type. Raises ValueError or KeyError."""
     if isinstance(default, bool):
         return {'true': True, '1': True, 'false': False, '0': False}[text.lower()]
     if isinstance(default, int):

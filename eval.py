@@ -26,7 +26,7 @@ from itertools import accumulate
 from json import dumps
 from pathlib import Path
 
-from parts.errors import UserError, how_to_wait, run_script, user_path
+from parts.errors import UserError, how_to_wait, run_script, split_at_commas, user_path
 
 os.environ.update(how_to_wait())  # before torch reads it
 
@@ -62,7 +62,7 @@ def main():
     device = select_device(settings.device)
     keep_freed_memory(device)
     dtype, _ = select_dtype(settings.dtype, device)
-    folders = [find_model_folder(path) for path in settings.model_path.split(',')]
+    folders = [find_model_folder(path) for path in split_at_commas(settings.model_path.rstrip(','))]
     if settings.text and len(folders) > 1:
         raise UserError('one model reads --text=; name one with --model_path=')
     if not settings.model_path:

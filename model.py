@@ -266,7 +266,7 @@ class KVCache:
         self.n_read = 0
 
     def add(self, k, v):
-        """k and v (B, H, T, D) of the new tokens → those of all they may look at (B, H, S, D)."""
+        """k and v (B, H, T, D) of new tokens → of every token they may look at (B, H, S, D)."""
         T = k.shape[2]
         slot = self.n_read % self.size
         self.keys[:, :, slot:slot + T] = k

@@ -42,7 +42,7 @@ from parts.corpus import (
     text_names,
     texts_meta,
 )
-from parts.errors import UserError, print0, run_script, user_path
+from parts.errors import UserError, print0, run_script, split_at_commas, user_path
 from parts.readers import UNITS, Reader
 from parts.vocabulary import MOST_IDS, Characters, SentencePiece, find_vocabulary
 
@@ -89,7 +89,10 @@ def main():
             vocab = Characters.train(folder / 'train.txt', min_count)
         elif vocab is None:
             vocab = SentencePiece.train(folder / 'train.txt', vocab_size)
-        sizes = [size_line(vocab), *write_tokens(vocab, folder, folder / mode)]
+        short = mode == 'tokenizer' and not model_name and vocab.size < vocab_size
+        more = f', all that the text can fill of {vocab_size:,}' if short else ''
+        sizes = [f'vocabulary: {vocab.size:,} ids{more}',
+                 *write_tokens(vocab, folder, folder / mode)]
     except OSError as error:  # no space left, no permission, a file where a folder should be
         raise UserError(error) from None
     except KeyboardInterrupt:
@@ -148,19 +151,6 @@ def name_sources():
     return sources
 
 
-def split_at_commas(text):
-    """The sources in 'a.csv,b.csv'; a comma in the name of a file that is there stays."""
-    parts = text.split(',')
-    names = []
-    while parts:
-        n = len(parts)
-        while n > 1 and not user_path(','.join(parts[:n])).exists():
-            n -= 1
-        names.append(','.join(parts[:n]))
-        del parts[:n]
-    return names
-
-
 # --- the texts ---
 
 def make_texts():
@@ -191,6 +181,9 @@ def take_texts():
             raise UserError(f'{texts} has not both of train.txt and validation.txt; '
                             f'leave --data_dir out to make them from --source=')
     its_unit = read_texts_meta(texts).get('unit', unit)
+    if 'unit' in settings.given and unit != its_unit:
+        raise UserError(f'unit={unit}: the texts in {texts} were made with --unit={its_unit}, as '
+                        'its meta.json says; leave the flag out')
     if texts.resolve() == folder.resolve():
         claim(folder, [], [])
         check_clean(texts, its_unit)
@@ -215,7 +208,8 @@ def make_reader(source):
     """How the files of a source are read: of one that is known the columns are known, too."""
     if source in KNOWN_SOURCES:
         return Reader(unit=unit, rating_column='none' if rating_column == 'none' else '')
-    return Reader(encoding, unit, text_column, rating_column, 'unit' in settings.given)
+    return Reader(encoding, unit, text_column, rating_column, labels_meant=bool(ratings),
+                  lines_meant='unit' in settings.given)
 
 
 # --- the vocabulary ---
@@ -224,7 +218,7 @@ def given_vocabulary():
     """The vocabulary that --model_name= names, or None."""
     if not model_name:
         return None
-    vocab = find_vocabulary(model_name, revision or None)
+    vocab = find_vocabulary(model_name, revision)
     its_mode = 'manual' if isinstance(vocab, Characters) else 'tokenizer'
     if its_mode != mode:
         raise UserError(f'{model_name} is not a vocabulary for --mode={mode}: '
@@ -233,13 +227,6 @@ def given_vocabulary():
         raise UserError(f'{model_name}: {vocab.size:,} ids do not fit into uint16; '
                         f'take a vocabulary of {MOST_IDS:,} at most')
     return vocab
-
-
-def size_line(vocab):
-    learned = mode == 'tokenizer' and not model_name
-    short = learned and vocab.size < vocab_size
-    more = f', all that the text can fill of {vocab_size:,}' if short else ''
-    return f'vocabulary: {vocab.size:,} ids{more}'
 
 
 # --- the stream ---
@@ -278,7 +265,8 @@ def write_side(vocab, path, stream, its_unit):
     """Encode train.txt or validation.txt into the stream. Returns (its part of meta.json, what is
     to be said of it).
     """
-    n_chars, n_fitting, n_unknown = encode_file(vocab, path, stream, batch_size, chunk_size)
+    n_chars, n_unseen, n_fitting, n_unknown = encode_file(
+        vocab, path, stream, batch_size, chunk_size)
     n_pieces = max(1, stream.n_ids - 2 * stream.n_texts - 1)
     line = f'{path}: {stream.n_ids:,} tokens, {n_chars / n_pieces:.3f} characters each'
     if its_unit != 'file':
@@ -290,6 +278,7 @@ def write_side(vocab, path, stream, its_unit):
         'reviews': stream.n_texts,
         'tokens': stream.n_ids,
         'chars': n_chars,
+        'unseen': n_unseen,  # of them, hidden behind <unk>
         'largest_id': stream.largest_id,
         'crc32': stream.crc32,
     }
@@ -303,14 +292,14 @@ def vocabulary_meta(vocab, texts):
     import sentencepiece
     import tokenizers
     names = [*map(str, range(len(RATINGS))), 'unknown']
+    flag = f'--min_count={min_count}' if mode == 'manual' else f'--vocab_size={vocab_size}'
     meta = {
         'mode': mode,
         'model_name': model_name,
         'vocab_size': vocab.size,
         'vocabulary': vocab.file,
-        'vocabulary_flag': how_learned(),
+        'vocabulary_flag': f'--model_name={model_name}' if model_name else flag,  # makes it again
         'eos': vocab.eos,
-        'unknown_ids': vocab.unknown_ids,  # each hides a character of the text
         'starts': dict(zip(names, vocab.start_ids)),  # the start token of each rating
         'sources': [],
         'unit': unit,
@@ -326,13 +315,6 @@ def vocabulary_meta(vocab, texts):
         'tokenizers': tokenizers.__version__,
     }
     return meta
-
-
-def how_learned():
-    """The flag that makes such a vocabulary again."""
-    if model_name:
-        return f'--model_name={model_name}'
-    return f'--min_count={min_count}' if mode == 'manual' else f'--vocab_size={vocab_size}'
 
 
 def tokenizer_config(vocab, tokenizer):

@@ -271,7 +271,8 @@ def show_batch(model, vocabulary, ratings, rows, starts, unit):
         if settings.num_samples > 1:
             print(label(starts[n]) + printable(vocabulary.decode(row)))
         if settings.show_rating:
-            print(f'    reads as {shares_in_words(ratings, shares[n])}')
+            words = [f'{rating_name(r)} {share:.0%}' for r, share in zip(ratings, shares[n])]
+            print(f'    reads as {", ".join(words)}')
         if settings.num_samples > 1 and unit != 'line':
             print(BETWEEN_TEXTS)
     sys.stdout.flush()
@@ -290,11 +291,6 @@ def rating_name(number):
         return 'unrated'
     english, _ = RATING_NAMES[number]
     return english
-
-
-def shares_in_words(ratings, shares):
-    """'negative 3%, positive 95%, ambiguous 2%'"""
-    return ', '.join(f'{rating_name(n)} {share:.0%}' for n, share in zip(ratings, shares))
 
 
 if __name__ == '__main__':

@@ -15,6 +15,7 @@ import math
 import os
 import shlex
 import signal
+import statistics
 import time
 import zlib
 from pathlib import Path
@@ -30,7 +31,7 @@ from torch.nn.parallel import DistributedDataParallel
 from configurator import configure
 from model import Config, build, generate
 from parts.bigram import init_from_bigrams
-from parts.budget import MOST_EPOCHS, length_for, shape_for
+from parts.budget import length_for, shape_for
 from parts.checkpoint import (
     append_log,
     has_checkpoint,
@@ -287,8 +288,8 @@ def begin_or_go_on(settings, out):
     goes_on = settings.init_from == 'resume' or (auto and has_checkpoint(out))
     if not goes_on:
         if not auto and (has_checkpoint(out) or os.path.exists(out / 'model.safetensors')):
-            raise UserError(f'{out} already holds a run; go on with it (--init_from=resume), '
-                            'or name another --out_dir')
+            advice = 'go on with it (--init_from=resume), or ' if has_checkpoint(out) else ''
+            raise UserError(f'{out} already holds a run; {advice}name another --out_dir')
         for name in ('README.md', 'meta.json', 'config.json'):
             if os.path.exists(out / name) and not os.path.exists(out / 'log.csv'):
                 raise UserError(f"{out} holds a {name} and no log.csv, so it may be somebody's "
@@ -357,6 +358,8 @@ def check_settings(run):
         print0('table_decay does nothing with --optimizer=adamw')
     if not 0 <= run.read_share <= 1:
         raise UserError(f'read_share={run.read_share}: it takes 0 to 1')
+    if not 0 <= run.dropout < 1:
+        raise UserError(f'dropout={run.dropout}: it takes 0 or more and less than 1')
     if not 0 <= run.seed < 2 ** 63:
         raise UserError(f'seed={run.seed}: it takes a whole number from 0 to 2^63 - 1')
 
@@ -429,8 +432,8 @@ def fit_to_minutes(run, meta, base, device):
                            'compile': 'true' if compiled else 'false'})
     flags = ' '.join(f'--{name}={value}' for name, value in chosen.items())
     print0(f'{run.minutes:g} minutes here: {flags}')
-    if run.epochs == MOST_EPOCHS:
-        print0(f'more than {MOST_EPOCHS} epochs only learn a text by heart, so it may end sooner')
+    if budget > 1.1 * run.epochs * n_tokens:
+        print0(f'--epochs={run.epochs} takes less time, so it ends sooner')
     return run
 
 
@@ -467,13 +470,14 @@ def time_steps(run, meta, flops, dtype, device):
         synchronize()
         return time.perf_counter() - start
 
-    # The first few steps warm up, and show how many more fit. More of them average out moments in
-    # which the machine was busy. All processes must make the same number.
+    # The first few steps warm up, and show how many more fit, in five parts, of which the median
+    # leaves out moments in which the machine was busy. All processes must make the same number.
     first = seconds_of(3)
     measuring = min(60 * run.minutes * TRIAL_SHARE, MOST_TRIAL_SECONDS)
-    n_steps = from_rank0(max(3, int(measuring / (first / 3))))
-    seconds = seconds_of(n_steps)
-    return model, seconds / n_steps, data.tokens_per_step, dtype, compiled, first + seconds
+    n_steps = from_rank0(max(1, int(measuring / (first / 3) / 5)))
+    parts = [seconds_of(n_steps) for _ in range(5)]
+    step_seconds = statistics.median(parts) / n_steps
+    return model, step_seconds, data.tokens_per_step, dtype, compiled, first + sum(parts)
 
 
 # --- the model before the first step ---
@@ -718,7 +722,7 @@ def save_best(out, model, run, data, meta, files, row):
         'data_dir': run.data_dir,
     }
     card = model_card(model, facts, out.resolve().name)
-    save_model(model, out, facts, {**files, 'README.md': card.encode()})
+    save_model(model, out, facts, {**files, 'README.md': card.encode(errors='replace')})
 
 
 def say_goodbye(out, run, step, data, best):

@@ -20,6 +20,14 @@ def keep_run(path, run):
         writer.writerow(run)
 
 
+def runs_to_draw(path):
+    """read_runs(), of which there must be some. Raises UserError."""
+    runs = read_runs(path)
+    if not runs:
+        raise UserError(f'{path} holds no runs to draw; --results= names the file')
+    return runs
+
+
 def read_runs(path):
     """[{column: text}], the oldest first; [] where there is no such file."""
     if not Path(path).exists():

@@ -10,7 +10,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from bench._runs import keep_run, read_runs
+from bench._runs import keep_run, runs_to_draw
 from bench.nanogpt_score import run_train
 from configurator import configure
 from parts.checkpoint import read_log
@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def main():
     if draw:
-        draw_results(read_runs(results))
+        draw_results(runs_to_draw(results))
         return
     for shape in shapes.split(','):
         row = train(shape)

@@ -1,4 +1,4 @@
-"""The first lesson: the training loop in one file, beside model.py. Plain, or with this project's
+"""Lesson 0: the training loop in one file, beside model.py. Plain, or with this project's
 ideas, one after the other. On a CPU; nothing is saved.
 
     python prepare.py --source=shakespeare
@@ -63,11 +63,11 @@ def main():
     for step in range(steps):
         if 'schedule' in ours:                                # up, level, linearly down to zero
             rate = get_lr(step, steps, peak)
-        else:                                                 # up, then a cosine down to a tenth
-            cosine = 0.55 + 0.45 * math.cos(math.pi * step / steps)
+        else:                                                 # up, then down to a tenth
+            cosine = 0.55 + 0.45 * math.cos(math.pi * step / steps)           # from 1 to 0.1
             rate = peak * min((step + 1) / 10, cosine)
         for group in optimizer.param_groups:
-            group['lr'] = rate * group.get('lr_mult', 1)
+            group['lr'] = rate * group.get('lr_mult', 1)              # the tables have others
         x, y = batch(step)                                    # (B, T) each: ids, the id after each
         nats, _ = model(x, y)                                 # summed over y (_: for ratings)
         loss = nats / (y >= 0).sum()                          # the mean; -1 in y is no token
@@ -128,11 +128,7 @@ def choose_rows(train, meta, ours):
         data = Data(SimpleNamespace(                          # settings of train.py that it reads
             data_dir=data_dir, mode=mode, chunk_size=T, batch_size=B, n_tokens=n_tokens, epochs=1,
             seed=seed, read_share=0, arch='decoder'), meta)
-
-        def packed(step):
-            batch = data.batch(step)
-            return batch.x, batch.y
-        return packed
+        return lambda step: data.batch(step)[:2]
 
     def cut_anywhere(step):
         starts = np.random.default_rng((seed, step)).integers(len(train) - T, size=B)

@@ -57,7 +57,8 @@ def speed(spin, n_neighbours):
     try:
         with tempfile.TemporaryDirectory() as folder:
             words = ['train.py', 'config/demo.py', f'--data_dir={Path(data_dir).resolve()}',
-                     f'--out_dir={folder}/out', f'--compile={compile}', '--log_interval=1',
+                     f'--out_dir={folder}/out', '--device=cpu',
+                     f'--compile={compile}', '--log_interval=1',
                      f'--eval_interval={steps}', f'--n_tokens={steps * 2048 / 1e6 + 1e-6}']
             subprocess.run([sys.executable, *words], cwd=ROOT, env=env, check=True,
                            stdout=subprocess.DEVNULL)

@@ -71,7 +71,7 @@ def write_corpus(folder):
         size = 2 * (n_written + 1)
         meta[f'{side}_reviews'] = n
         meta[f'{side}_tokens'] = n_written + 1
-        meta[f'{side}_largest_id'] = 0
+        meta[f'{side}_largest_id'] = meta[f'{side}_unseen'] = 0
         meta[f'{side}_crc32'] = zlib.crc32(bytes(size)) if size <= CHECKED_BYTES else 0
     (folder / 'meta.json').write_text(json.dumps(meta))
 

@@ -20,7 +20,7 @@ from types import SimpleNamespace
 
 import torch
 
-from bench._runs import keep_run, read_runs
+from bench._runs import keep_run, runs_to_draw
 from bench.nanogpt_score import copy_nanogpt, load_nanogpt, run_python, run_train, surprise
 from configurator import configure
 from parts.corpus import read_split
@@ -48,7 +48,7 @@ GPU_RECIPE = 1.4697  # nats per character of its recipe for a GPU, as its README
 
 def main():
     if draw:
-        draw_runs(read_runs(results))
+        draw_runs(runs_to_draw(results))
         return
     folder = Path(data_dir)
     if not (folder / 'manual/meta.json').exists():

@@ -37,7 +37,7 @@ def shape_for(n_tokens, vocab_size, flops, chunk_size=256, d_model=0, n_layers=0
         n_rows = 16
     else:
         n_rows = 64
-    n_rows = max(1, min(n_rows, n_tokens // (8 * 256)) * 256 // chunk_size)   # some steps an epoch
+    n_rows = max(1, min(n_rows, n_tokens // (8 * 256)) * 256 // chunk_size)   # eight steps an epoch
     budget = flops / 6 / weights(d_model)                     # 6 operations for a weight and token
     n_stored = weights(d_model) + vocab_size * d_model        # with the embedding
     return {
@@ -62,8 +62,8 @@ def length_for(n_tokens, n_weights, budget, epochs=0):
 
 
 def by_heart(n_tokens, n_weights, budget, epochs):
-    """Whether a model would learn a text by heart: many weights for a token, and many passes. (At 9
-    dropout made it worse, at 16 better.)
+    """Whether a model would learn a text by heart: weights for each token of it, times passes over
+    it. (Where that was 9, dropout made it worse; at 16, better.)
     """
     n_passes = min(budget / n_tokens, epochs or MOST_EPOCHS)
     return n_passes > 1 and n_passes * n_weights / n_tokens > 12

@@ -75,7 +75,8 @@ def cannot_write(path, error):
 
 
 def to_json(value):
-    return json.dumps(value, indent=1, ensure_ascii=False).encode()
+    # (what is no UTF-8 in the name of a folder stays, as an escape of JSON)
+    return json.dumps(value, indent=1, ensure_ascii=False).encode(errors='backslashreplace')
 
 
 def read_json(path):

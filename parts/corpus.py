@@ -59,8 +59,7 @@ RATING_DIGITS = {'-': UNKNOWN} | {str(rating): rating for rating in range(len(RA
 # what a table may say of a rating → the rating
 NO_LABELS = {'': UNKNOWN, 'none': UNKNOWN, 'nan': UNKNOWN}
 RATING_LABELS = RATING_DIGITS | NO_LABELS | {'false': 0, 'true': 1}
-for _rating, _names in enumerate(RATING_NAMES):
-    RATING_LABELS |= {name: _rating for name in _names}
+RATING_LABELS |= {name: n for n, names in enumerate(RATING_NAMES) for name in names}
 
 STARS = '--ratings=1:0,2:0,3:2,4:1,5:1'
 
@@ -174,6 +173,10 @@ LICENCES = {  # of sources, and of vocabularies
 }
 LANGUAGES = {'shakespeare': 'en'}  # of known sources; the others are in Korean
 DOWNLOADS = Path('data/download')
+ADVICE = {'.json': '; write one object a line and name it .jsonl'}  # for files that are not read
+ADVICE |= dict.fromkeys(('.xlsx', '.xls', '.ods', '.numbers'), '; save the table as CSV (UTF-8)')
+ADVICE |= dict.fromkeys(('.docx', '.doc', '.odt', '.rtf', '.pdf', '.hwp', '.hwpx', '.epub'),
+                        '; save it as plain text, .txt')
 
 
 def find_source(source):
@@ -189,7 +192,7 @@ def find_source(source):
         return path
     types = ' '.join(FILE_TYPES)
     if path.is_file():
-        advice = '; write one object a line and name it .jsonl' if path.suffix == '.json' else ''
+        advice = ADVICE.get(path.suffix.lower(), '')
         raise UserError(f"source '{source}' is a file of a type that is not read{advice} "
                         f'(these are: {types}, each also with .gz)')
     raise UserError(f"source '{source}' is neither one of {', '.join(KNOWN_SOURCES)} "
@@ -424,22 +427,26 @@ class Report:
         return {'name': self.name, 'licence': self.licence,
                 'train_reviews': texts['train'], 'val_reviews': texts['val']}
 
+    @property
+    def rated(self):
+        """Whether a text has a rating, or a column that may hold some was read."""
+        return bool(set(self.ratings) - {UNKNOWN}) or any(rating for _, rating in self.columns)
+
     def lines(self):
         """Sentences that tell it, from the rows that were read to those that were left out."""
         kept = sum(self.ratings.values())
         train, val = self.n_texts['train'], self.n_texts['val']
         yield (f'{self.name}: texts read: {self.n_rows:,}, kept: {kept:,}, to train on: {train:,}, '
                f'to validate: {val:,}; licence: {self.licence}')
-        rated = kept > self.ratings[UNKNOWN] or any(rating for _, rating in self.columns)
-        if rated:
+        if self.rated:
             parts = [f'{self.ratings[rating]:,} {english}'
                      for rating, (english, _) in enumerate(RATING_NAMES)]
             parts.append(f'{self.ratings[UNKNOWN]:,} without a rating')
             yield f'{self.name}: {", ".join(parts)}'
         for text, rating in sorted(self.columns, key=repr):
-            its_rating = f', the rating {rating!r}' if rated else ''
+            its_rating = f', the rating {rating!r}' if rating else ''
             yield f'{self.name}: the text is the column {text!r}{its_rating}'
-        if self.columns and not rated:
+        if self.columns and not self.rated:
             names = listed(next(iter(self.columns.values())))
             yield f'{self.name}: no ratings; its columns are {names} (--rating_column= takes one)'
         if len(self.types) > 1:
@@ -457,20 +464,6 @@ class Report:
     def left_out_words(self):
         reasons = ', '.join(f'{n:,} {reason}' for reason, n in self.left_out.most_common())
         return f'{sum(self.left_out.values()):,} left out: {reasons}'
-
-
-KINDS = {dict: 'objects', list: 'lists', int: 'numbers', float: 'numbers', bool: 'true or false'}
-
-
-def why_left_out(text):
-    """Why a row has no text, '' where it has one."""
-    if isinstance(text, LeftOut):
-        return str(text)
-    if text is None:
-        return 'empty'
-    if not isinstance(text, str):
-        return f'{KINDS[type(text)]} in place of text'
-    return ''
 
 
 def read_source(source, reader, report, revision='', n_reviews=0, seed=0):
@@ -556,7 +549,7 @@ def split_sources(sources, folder, val_ratio, labels, make_reader, **reading):
     reading: the last arguments of read_source. Raises UserError.
     """
     from tqdm import tqdm
-    reports = []
+    reports, labelled = [], []  # labelled: --ratings= is of a person's own files, if there are any
     files = other_files(folder, text_names(sources))
     all_known = set(sources.values()) <= set(KNOWN_SOURCES)
     with new_files(folder) as create:
@@ -566,8 +559,10 @@ def split_sources(sources, folder, val_ratio, labels, make_reader, **reading):
             report = Report(name, LICENCES.get(source, "the file's own"))
             own = {side: TextFile(create(f'{name}_{side}.txt')) for side in SIDES}
             rows = read_source(source, reader, report, **reading)
-            # --ratings= is of a person's own files, where there are any
-            its_labels = labels if all_known or source not in KNOWN_SOURCES else Labels()
+            its_labels = Labels()
+            if all_known or source not in KNOWN_SOURCES:
+                its_labels = labels
+                labelled.append(report)
             parts = map_ordered(split_rows, rows, reader.unit, val_ratio, its_labels)
             with (
                 closing(parts),
@@ -583,6 +578,9 @@ def split_sources(sources, folder, val_ratio, labels, make_reader, **reading):
                 labels.check_seen(name, report.digits)
             reports.append(report)
             files |= {f'{name}_{side}.txt': file.crc32 for side, file in own.items()}
+        if labels.given and not any(report.rated for report in labelled):
+            raise UserError('--ratings= says what ratings mean, and no text has one; '
+                            '--rating_column= names the column of a table that holds them')
         check_sides(reports, val_ratio)
         meta = {'sources': [report.meta() for report in reports],
                 'unit': reader.unit, 'files': files}
@@ -608,11 +606,11 @@ def split_rows(unit, val_ratio, labels, numbered_rows):
     digits = report.digits.setdefault(file, set())
     for n, (text, label, *bits) in enumerate(rows, first):
         report.n_rows += 1
-        reason = why_left_out(text)
-        text = '' if reason else clean_text(text)
+        reason = text if isinstance(text, LeftOut) else 'empty'
+        text = clean_text(text) if text and reason == 'empty' else ''
         seen = visible(text)
         if not seen:
-            report.left_out[reason or 'empty'] += 1
+            report.left_out[reason] += 1
             continue
         try:
             rating = labels.rating('' if label is None else label)
@@ -783,7 +781,7 @@ def read_texts_meta(folder):
 def file_crc32(path):
     crc32 = 0
     with open(path, 'rb') as file:
-        while block := file.read(1 << 20):
+        for block in iter(lambda: file.read(1 << 20), b''):
             crc32 = zlib.crc32(block, crc32)
     return crc32
 
@@ -804,7 +802,8 @@ def check_texts(folder, meta):
     meta: the meta.json of the bins.
     """
     if path := changed_text(folder, meta):
-        flags = [f'--data_dir={folder}', f'--mode={meta["mode"]}', meta.get('vocabulary_flag', '')]
+        flags = [f'--data_dir={folder}', f'--mode={meta.get("mode", "tokenizer")}',
+                 str(meta.get('vocabulary_flag', ''))]
         raise UserError(f'{path} is no longer the text that the ids were made of; '
                         f'python prepare.py {shlex.join(filter(None, flags))} makes them anew')
 
@@ -889,7 +888,8 @@ def unchanged(folder, files):
 def other_files(folder, names):
     """{name: checksum} of what was written here for sources that are not among these now."""
     files = read_texts_meta(folder).get('files', {})
-    files = {name: crc32 for name, crc32 in files.items() if name not in names}
+    files = {name: crc32 for name, crc32 in files.items()
+             if name not in names and re.fullmatch(r'[^/\\]+_(train|val)\.txt', name)}
     return {name: files[name] for name in unchanged(folder, files)}
 
 
@@ -956,10 +956,7 @@ def clean_copy(texts, folder, unit):
 # --- reading it again ---
 
 def read_split(path, step=1):
-    """Yield (rating, text) of every step-th line of train.txt or validation.txt, from the first on.
-
-    Raises UserError.
-    """
+    """(rating, text) of every step-th line of train.txt or validation.txt. Raises UserError."""
     for n, line in read_lines(path, step):
         yield parse_line(path, n, line)
 
@@ -1014,16 +1011,8 @@ class StreamWriter:
         self.largest_id = 0
         self.crc32 = 0  # of train.bin
 
-    def append(self, ids, lengths):
-        """ids (N,): one text after the other. lengths (R,): of each of them."""
-        self.n_texts += len(lengths)
-        self.write(ids, lengths)
-
-    def close(self, eos):
-        """Write the `</s>` after the last text."""
-        self.write(np.array([eos]), np.array([1]))
-
     def write(self, ids, lengths):
+        """ids (N,): one text after the other. lengths (R,): of each of them."""
         content = ids.astype('<u2').tobytes()
         offsets = self.n_ids + np.cumsum(lengths) - lengths
         self.bin_file.write(content)
@@ -1036,42 +1025,48 @@ class StreamWriter:
 def encode_file(vocab, path, stream, batch_size, chunk_size):
     """Encode train.txt or validation.txt into the stream, on all cores. Raises UserError.
 
-    Returns (n_chars, n_fitting, n_unknown): the characters of all texts, how many texts fit whole
-    into a row of chunk_size, and how many ids stand for what the vocabulary does not have.
+    Returns (n_chars, n_unseen, n_fitting, n_unknown): the characters of all texts, how many of them
+    the vocabulary does not have, how many texts fit whole into a row of chunk_size, and how many
+    ids are <unk>.
     """
     from tqdm import tqdm
-    n_chars = n_fitting = n_unknown = 0
+    n_chars = n_unseen = n_fitting = n_unknown = 0
     lines = ((line, n) for n, line in read_lines(path))
     encoded = map_ordered(encode_lines, batches(lines, batch_size), vocab, path)
     with (
         closing(encoded),
         tqdm(desc=f'encode {path.name}', unit=' texts', mininterval=0.5, disable=None) as bar,
     ):
-        for ids, lengths, batch_chars, batch_unknown in encoded:
-            stream.append(ids, lengths)
+        for ids, lengths, batch_chars, batch_unseen, batch_unknown in encoded:
+            stream.write(ids, lengths)
+            stream.n_texts += len(lengths)
             n_chars += batch_chars
+            n_unseen += batch_unseen
             n_fitting += int((lengths <= chunk_size).sum())
             n_unknown += batch_unknown
             bar.update(len(lengths))
     if stream.n_texts == 0:
         raise UserError(f'{path} is empty')
-    stream.close(vocab.eos)
-    return n_chars, n_fitting, n_unknown
+    stream.write(np.array([vocab.eos]), np.array([1]))        # the </s> after the last text
+    return n_chars, n_unseen, n_fitting, n_unknown
 
 
 def encode_lines(vocab, path, lines):
-    """R (line, number) → (ids of all (N,), lengths (R,), how many characters, how many of the ids
-    are <unk>).
+    """R (line, number) → (ids of all (N,), lengths (R,), how many characters, how many of them the
+    vocabulary does not have, how many of the ids are <unk>).
 
     In front of the ids of each text come `</s>` and the id of its rating. Raises UserError.
     """
     texts = [parse_line(path, n, line) for line, n in lines]
     if len(texts) == 1:  # perhaps a novel: as a Python list its ids would take gigabytes
-        encoded = [array('H')]
+        encoded, n_unseen = [array('H')], 0
         for piece in vocab.cut(texts[0][1], LONG_TEXT):
-            encoded[0].extend(vocab.encode([piece])[0])
+            ids = vocab.encode([piece])[0]
+            encoded[0].extend(ids)
+            n_unseen += vocab.n_unseen(piece, ids)
     else:
         encoded = vocab.encode([text for _, text in texts])
+        n_unseen = sum(vocab.n_unseen(text, ids) for (_, text), ids in zip(texts, encoded))
     parts = []
     for (rating, _), ids in zip(texts, encoded):
         parts.append((vocab.eos, vocab.start_ids[rating]))
@@ -1079,7 +1074,8 @@ def encode_lines(vocab, path, lines):
     lengths = np.array([2 + len(ids) for ids in encoded])
     ids = np.fromiter(chain.from_iterable(parts), np.uint16, count=lengths.sum())
     n_unknown = int(np.isin(ids, vocab.unknown_ids).sum())
-    return ids, lengths, sum(len(text) for _, text in texts), n_unknown
+    n_chars = sum(len(text) for _, text in texts)
+    return ids, lengths, n_chars, n_unseen, n_unknown
 
 
 # --- on all cores ---

@@ -15,7 +15,6 @@ import os
 import zlib
 from bisect import bisect
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,13 +42,10 @@ class Batch(NamedTuple):
     def rows(self, first, end, device):
         """x, y and ratings of the rows [first, end), on the device."""
         cuda = device.type == 'cuda'
-        moved = []
-        for tensor in (self.x, self.y, self.ratings):
-            tensor = tensor[first:end]
-            if cuda:
-                tensor = tensor.pin_memory()  # so that the copy may run beside the computing
-            moved.append(tensor.to(device, non_blocking=cuda))
-        return moved
+        part = [tensor[first:end] for tensor in (self.x, self.y, self.ratings)]
+        if cuda:  # from pinned memory, so that the copy may run beside the computing
+            part = [tensor.pin_memory() for tensor in part]
+        return [tensor.to(device, non_blocking=cuda) for tensor in part]
 
 
 class Data:
@@ -233,21 +229,11 @@ class Data:
 
     def bits_per_char(self, nats_per_token):
         """The validation loss per character, which compares models of any vocabulary. A character
-        that `<unk>` hides pays for which it was: see eval.py.
+        that the vocabulary does not have pays for which it was: see eval.py.
         """
         n_bits = nats_per_token / math.log(2) * (self.meta['val_tokens'] - 1)
-        n_bits += BITS_OF_UNSEEN * self.n_unseen
+        n_bits += BITS_OF_UNSEEN * self.meta['val_unseen']
         return n_bits / self.meta['val_chars']
-
-    @cached_property
-    def n_unseen(self):
-        """How many characters `<unk>` hides in the validation texts; counted once, in parts."""
-        unknown_ids = self.meta.get('unknown_ids')
-        if not unknown_ids:
-            return 0
-        parts = range(0, len(self.val_tokens), 2 ** 20)
-        return sum(int(np.isin(self.val_tokens[first:first + 2 ** 20], unknown_ids).sum())
-                   for first in parts)
 
 
 # --- texts in rows ---
@@ -286,12 +272,14 @@ def pack(starts, lengths, begins_text, T):
         if n == len(rows):
             rows.append([])
         room = T - sum(length for _, length in rows[n])
-        while k := bisect(lengths_left, room):                # so many of the lengths fit
+        k = bisect(lengths_left, room)                        # so many of the lengths fit
+        while k:
             length = lengths_left[k - 1]
             rows[n].append((starts_of[length].pop(), length))
             room -= length
             if not starts_of[length]:
                 del lengths_left[k - 1]
+            k = bisect(lengths_left, room)
         n += 1
     return rows
 
@@ -334,8 +322,8 @@ def hide_ratings(x, y, asks, eos, rating_ids, unrated_id):
 
     x and y (B, T), asks (B,) bool. rating_ids: the start tokens of the ratings 0, 1, 2.
     Returns (x with `<s>` in place of the ratings, ratings (B, T)); ratings is -1 where none is
-    asked for. Texts without a rating stay as they are. One that goes on in another row is not
-    asked: its end is not here.
+    asked for. Texts without a rating stay as they are. Where a text goes on in another row, its
+    rating is hidden, too, but not asked for: its end is not here.
     """
     position = torch.arange(x.shape[1])
     opened = torch.where(x == eos, position, -1).cummax(dim=1).values     # of each one's text
@@ -373,7 +361,7 @@ def open_stream(folder, meta, side):
     path = Path(folder) / f'{side}.bin'
     offsets_path = Path(folder) / f'{side}_offsets.bin'
     again = 'run prepare.py again'
-    if f'{side}_crc32' not in meta:
+    if f'{side}_unseen' not in meta:
         raise UserError(f'{folder} was prepared by an older version; {again}')
     n_tokens, n_texts = meta[f'{side}_tokens'], meta[f'{side}_reviews']
     for file, size in ((path, 2 * n_tokens), (offsets_path, 8 * (n_texts + 1))):

@@ -45,6 +45,19 @@ def user_path(text):
         raise UserError(f'{text}: {error}') from None
 
 
+def split_at_commas(text):
+    """The files in 'a.csv,b.csv'; a comma in the name of one that is there stays."""
+    parts = text.split(',')
+    names = []
+    while parts:
+        n = len(parts)
+        while n > 1 and not os.path.exists(user_path(','.join(parts[:n]))):
+            n -= 1
+        names.append(','.join(parts[:n]))
+        del parts[:n]
+    return names
+
+
 def print0(*words):
     """Print from the first process only, so that four processes do not say everything four times.
     """

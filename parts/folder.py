@@ -291,7 +291,12 @@ def open_model(path, device, flags):
     the numbers of the ratings that its training texts had, [0, 1, 2] for KR3, [] without any.
     """
     model, meta = load_model(path, device)
-    check_flags(model, meta, flags)
+    known = {**meta, **vars(model.config)}
+    for name in MODEL_FLAGS:  # '' and 0 say nothing
+        value = getattr(flags, name)
+        if value and value != known.get(name, value):
+            raise UserError(f'--{name}={value}, but the model has {name}={known[name]}; '
+                            'leave the flag out')
     vocabulary = load_vocabulary(path)
     if vocabulary.size != model.config.vocab_size:
         raise UserError(f'{path}/{vocabulary.file} has {vocabulary.size:,} ids, '
@@ -301,19 +306,6 @@ def open_model(path, device, flags):
                         f'but {model.config.eos} in config.json')
     meta.setdefault('ratings', [])                            # in a folder of an earlier version
     return model, meta, vocabulary
-
-
-def check_flags(model, meta, flags):
-    """Raise UserError where a flag contradicts the model folder. '' and 0 say nothing.
-
-    flags: a namespace with the names of MODEL_FLAGS, such as configure() returns.
-    """
-    known = {**meta, **vars(model.config)}
-    for name in MODEL_FLAGS:
-        value = getattr(flags, name)
-        if value and value != known.get(name, value):
-            raise UserError(f'--{name}={value}, but the model has {name}={known[name]}; '
-                            'leave the flag out')
 
 
 # --- the model that fine-tuning begins with ---
@@ -347,10 +339,10 @@ def base_model_folder(name):
         raise UserError(f"init_from='{name}': it is 'scratch', 'resume', 'auto', a model folder "
                         'or a Hub repository (owner/name or owner/name@revision)')
     if local_rank == 0:                                        # one process a machine downloads
-        download_model(repository, revision or None)
+        download_model(repository, revision)
         print(f'{name}: for its licence see its page on the Hub')
     wait_for_all()
-    return download_model(repository, revision or None)        # the others find it there
+    return download_model(repository, revision)                # the others find it there
 
 
 def download_model(repository, revision):

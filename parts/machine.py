@@ -37,10 +37,7 @@ WORTH_IT = 1.2  # a format must be this many times faster to be chosen
 # --- device ---
 
 def select_device(name='auto'):
-    """The torch.device that is named, or the fastest kind there is.
-
-    Raises UserError where it is not there.
-    """
+    """The torch.device that is named, or the fastest kind there is. Raises UserError."""
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if name == 'auto':
         name = 'cuda' if cuda else 'mps' if mps and world_size == 1 else 'cpu'

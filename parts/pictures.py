@@ -69,10 +69,15 @@ def draw_ladder(rows, path):
     if figure is None:
         return False
     floor = rows[0].get('floor_bits_per_char', 0)              # 0 where it is not known
+    if any(row['bits_per_char'] < floor for row in rows):
+        floor = 0                                              # few texts may be easier than most
     names = [row['model_path'] for row in rows]
     above = [row['bits_per_char'] - floor for row in rows]
     bars = axes.barh(names, above, left=floor)
-    axes.bar_label(bars, [bar_text(row) for row in rows], padding=4)
+    labels = [f'{row["bits_per_char"]:.3f}' for row in rows]
+    if 'above_floor' in rows[0]:                               # then it is in all of them
+        labels = [f'{label} ({row["above_floor"]:+.1%})' for label, row in zip(labels, rows)]
+    axes.bar_label(bars, labels, padding=4)
     axes.invert_yaxis()                                        # the first model on top
     axes.spines[['top', 'right']].set_visible(False)
     axes.set_xlim(floor, floor + 1.3 * max(above))             # room for the labels
@@ -91,14 +96,6 @@ def save_picture(figure, path):
     except OSError:
         return False
     return True
-
-
-def bar_text(row):
-    """'0.731', or '0.731 (+1.5%)' where the floor is known."""
-    text = f'{row["bits_per_char"]:.3f}'
-    if 'above_floor' in row:
-        text += f' ({row["above_floor"]:+.1%})'
-    return text
 
 
 # --- a review, coloured ---

@@ -20,8 +20,8 @@ from parts.errors import UserError
 
 FILE_TYPES = ('.parquet', '.csv', '.tsv', '.jsonl', '.txt', '.md')
 UNITS = ('line', 'paragraph', 'file')
-TEXT_COLUMNS = ('review', 'document', 'comment', 'text')  # the first that is there
-RATING_COLUMNS = ('rating', 'label', 'sentiment', 'score', 'star')
+TEXT_COLUMNS = ('review', 'document', 'comment', 'text')
+RATING_COLUMNS = ('rating', 'label', 'sentiment', 'score', 'star')  # the first that is there
 KNOWN_COLUMNS = {*TEXT_COLUMNS, *RATING_COLUMNS, 'id'}
 
 
@@ -43,6 +43,9 @@ class LeftOut(str):
     """Stands in a row where a text would stand, and says why there is none."""
 
 
+KINDS = {dict: 'objects', list: 'lists', int: 'numbers', float: 'numbers', bool: 'true or false'}
+
+
 def file_type(path):
     """'.csv' of mine.csv, Mine.CSV and mine.csv.gz; '' of a file that cannot be read."""
     name = path.name.lower().removesuffix('.gz')
@@ -62,15 +65,17 @@ class Reader:
 
     encoding        of all types but .parquet
     unit            what one text of a .txt is: 'line', 'paragraph' or 'file'
-    text_column     the name of a column; '': the first of TEXT_COLUMNS
-    rating_column   likewise, of RATING_COLUMNS; 'none': there are no ratings
+    text_column     the name of a column; '': one of TEXT_COLUMNS
+    rating_column   likewise; '': the first of RATING_COLUMNS; 'none': there are no ratings
+    labels_meant    a person said what the labels mean
     lines_meant     a person said that a .txt is lines, so one that looks like a table is lines, too
     """
 
     def __init__(self, encoding='utf-8-sig', unit='line', text_column='', rating_column='',
-                 lines_meant=False):
+                 labels_meant=False, lines_meant=False):
         self.encoding = encoding
         self.unit = unit
+        self.labels_meant = labels_meant
         self.lines_meant = lines_meant
         self.text_column = text_column
         self.rating_column = rating_column
@@ -80,8 +85,8 @@ class Reader:
     def rows(self, path):
         """Yield (text, label) of every row; label is None where the file has none.
 
-        A text that is no string, or a LeftOut in its place, is to be counted and left out. Raises
-        UserError, UnicodeError, and what gzip and pyarrow raise for a damaged file.
+        A LeftOut in place of a text, or None, is to be counted and left out. Raises UserError,
+        UnicodeError, and what gzip and pyarrow raise for a damaged file.
         """
         suffix = file_type(path)
         if suffix != '.parquet':
@@ -101,19 +106,21 @@ class Reader:
 
     def look_at_encoding(self, path):
         """Raise UnicodeError where a file is in UTF-16 and nobody said so, since as UTF-8 much of
-        that is valid; and where it is UTF-8 and should be cp1252, which nearly anything is.
+        that is valid; and where it is UTF-8 and should be cp1252 or the like, which nearly anything
+        is.
         """
         name = codecs.lookup(self.encoding).name
         if name == 'iso8859-1':  # Windows's, as in browsers: quotes and dashes, not controls
             self.encoding = name = 'cp1252'
         if name == 'euc_kr':  # likewise: Windows's has all syllables
             self.encoding = name = 'cp949'
-        size = 1 << 20 if name == 'cp1252' else 1 << 12
+        any_goes = not re.match('utf|cp949', name)
+        size = 1 << 20 if any_goes else 1 << 12
         with opener(path)(path, 'rb') as file:
             head = file.read(size)
         unsaid = has_zeros(head[:1 << 12]) and not re.search('16|32', name)
         whole = len(head) < size
-        wrong = name == 'cp1252' and not head.isascii() and decodes(head, 'utf-8', whole)
+        wrong = any_goes and not head.isascii() and decodes(head, 'utf-8', whole)
         if unsaid or wrong:
             raise UnicodeError
 
@@ -127,6 +134,10 @@ class Reader:
         """
         names = tuple(names)
         if names not in self.chosen:
+            there = [name for name in names if plain(name) in TEXT_COLUMNS]
+            if len(there) > 1 and not self.text_column and not first[0]:
+                raise UserError(f'each of its columns {listed(there)} could be the text; '
+                                '--text_column= names it')
             text = find_column(names, self.text_column, TEXT_COLUMNS, '--text_column')
             if text is None:
                 raise UserError(f'its columns are {listed(names)}; --text_column= says which one '
@@ -183,7 +194,10 @@ class Reader:
                                     f'as {{"text": "…", "label": 1}}')
                 text, rating = self.choose_columns(row, first, sparse=True)
                 first = first[0] or text, first[1] or rating
-                yield row[text], row.get(rating)
+                value = row[text]
+                if not isinstance(value, str | None):
+                    value = LeftOut(f'{KINDS[type(value)]} in place of text')
+                yield value, row.get(rating)
         if first[0] and not first[1] and self.rating_column not in ('', 'none'):
             raise UserError(f'no object has the key {self.rating_column!r} (--rating_column=)')
 
@@ -200,6 +214,8 @@ class Reader:
             kind = field.type.value_type if is_dictionary else field.type
             if str(kind) not in ('string', 'large_string', 'string_view'):
                 raise UserError(f'its column {text!r} holds {field.type}, not text')
+            if not self.labels_meant:
+                check_label_names(table.schema_arrow.metadata, rating)
             wanted = [text] if rating is None else [text, rating]
             for batch in table.iter_batches(5000, columns=wanted):
                 labels = [None] * len(batch)
@@ -214,18 +230,13 @@ class Reader:
         first = head[0]
         # a first line that Excel writes
         excel = re.fullmatch(r'"?sep=(.)"?', first.strip('\ufeff\r\n '))
-        if excel:
-            delimiter = excel[1]
-        elif suffix == '.tsv' and '\t' in first:
-            delimiter = '\t'
-        else:
-            marks = '\t,;|' if suffix == '.tsv' else ',;\t|'
-            delimiter = max(marks, key=outside_quotes(first).count)  # of equals the first
+        delimiter = excel[1] if excel else find_delimiter(first, suffix)
         quoted = delimiter != '\t' or self.is_quoted(path)
         # label, text; where a text keeps its spaces, only the names tell
-        spaced = any(f'{delimiter} ' in outside_quotes(line)
-                     for line in head[:2 if self.unit == 'line' else 1])
-        spaced = spaced or any(f'{delimiter} "' in outside_quotes(line) for line in head)
+        bare_lines = outside_quotes(''.join(head), rf'(^|{re.escape(delimiter)} ?)').split('\n')
+        spaced = any(f'{delimiter} ' in line
+                     for line in bare_lines[:2 if self.unit == 'line' else 1])
+        spaced = spaced or any(f'{delimiter} "' in line for line in bare_lines)
         lines = numbered_cells(self, path, delimiter, quoted, spaced)
         for _ in range(2 if excel else 1):
             lines = dropwhile(lambda line: not any(map(str.strip, line[1])), lines)
@@ -236,25 +247,38 @@ class Reader:
         n, second = next(lines, (0, []))
         lines = chain([(n, second)], lines) if n else []      # 0 where there is no second line
         n_known = [sum(plain(name) in KNOWN_COLUMNS for name in line) for line in (header, second)]
+        title = len(header) > 1 and not any(header[1:]) and n_known[1] > 0
         named = self.text_column and plain(self.text_column) in map(plain, header)
-        if n_known[1] > max(1, n_known[0]) and not named:
+        if (title or n_known[1] > max(1, n_known[0])) and not named:
             raise UserError(f'line {n} looks like the names of the columns; delete what stands '
                             'above it')
         text, rating = self.choose_columns(header)
         text_cell = header.index(text)
         rating_cell = None if rating is None else header.index(rating)
+        some = list(islice(lines, 100))
+        lines = chain(some, lines)
+        full = [cells[text_cell] for _, cells in some
+                if len(cells) == len(header) and cells[text_cell].strip()]
+        numbers = full and all(map(NUMBER.fullmatch, full))
+        if numbers and len(header) > 1 and not self.text_column:
+            raise UserError(f'its column {text!r} holds numbers; --text_column= names the one with '
+                            f'the texts, of {listed(header)}')
         usual = {plain(name[-100:]) for name in header}
         for n, cells in lines:
             if not any(cells) or len(cells) == 1 < len(header) and not cells[0].strip():
                 yield None, None
             elif len(cells) != len(header):
                 mark, *_ = DELIMITERS.get(delimiter, ['mark'])
+                unnamed = (', or the numbers of the rows have no name (in R: row.names=FALSE)'
+                           if len(cells) == len(header) + 1 else '')
                 raise UserError(f'line {n} has {len(cells)} cells and the first line has '
                                 f'{len(header)}; a text with a {mark} or a line break in it must '
-                                'stand in quotes')
+                                f'stand in quotes{unnamed}')
             # (the shortest cell is looked at first: a text takes longer)
             elif plain(min(cells, key=len)[-100:]) in usual and is_header(cells, header, n):
                 yield LeftOut('the names of the columns again'), None
+            elif cells[text_cell].strip() in ('NA', 'NaN', 'nan', 'NULL', '<NA>', r'\N'):
+                yield LeftOut('missing (NA, nan, NULL)'), None
             else:
                 yield cells[text_cell], None if rating is None else cells[rating_cell]
 
@@ -301,22 +325,32 @@ class Reader:
                 if len(cells) != n_cells:
                     return False
         except UserError:
-            if header_is_quoted:                              # with quotes as no CSV has them
+            if header_is_quoted or always and n_lines > 2:    # with quotes as no CSV has them
                 raise
             return False
         if n_cells == 1 and not doubled and n_rows != n_lines:
             raise UserError('a quote at the beginning of a line closes in a later one: is it one '
-                            'cell? If so, name it .csv, and if a quote is a quote, .txt')
+                            'cell? If so, write every text in quotes (in pandas: quoting=1) and '
+                            'name it .csv; and if a quote is a quote, .txt')
         fits = header_is_quoted or always and n_lines > 2 or not needless
         return bool(ragged or doubled or n_rows == n_lines and fits)
 
 
-DELIMITERS = {  # what parts the cells of a table → its name, its plural, what to call such a file
-    '\t': ('tab', 'tabs', '.tsv'),
-    ',': ('comma', 'commas', '.csv'),
-    ';': ('semicolon', 'semicolons', '.csv'),
-    '|': ('bar', 'bars', '.csv'),
+DELIMITERS = {  # what parts the cells of a table → its name, what to call such a file
+    '\t': ('tab', '.tsv'),
+    ',': ('comma', '.csv'),
+    ';': ('semicolon', '.csv'),
+    '|': ('bar', '.csv'),
 }
+NUMBER = re.compile(r'\s*"?-?\d+([.,]\d+)?"?\s*')
+
+
+def find_delimiter(names, suffix):
+    """What parts the cells of the line with the names: in a .tsv tabs, if there are any."""
+    if suffix == '.tsv' and '\t' in names:
+        return '\t'
+    marks = '\t,;|' if suffix == '.tsv' else ',;\t|'
+    return max(marks, key=outside_quotes(names).count)         # of equals the first
 
 
 def numbered_cells(reader, path, delimiter, quoted, spaced=False):
@@ -337,7 +371,8 @@ def numbered_cells(reader, path, delimiter, quoted, spaced=False):
                                 f'stands in quotes, its own doubled') from None
         return
     with reader.open(path, newline='') as file:  # an old Mac ends its lines so; else it is text
-        newline = '\r' if file.readline().endswith('\r') else '\n'
+        first, second = file.readline(), file.readline()
+    newline = '\r' if first.endswith('\r') and second != '\r\n' else '\n'  # \r\r\n is a slip
     with reader.open(path, newline=newline) as file:
         for n, line in enumerate(file, 1):
             yield n, line.rstrip('\r\n').split(delimiter)
@@ -373,6 +408,22 @@ def unique_keys(pairs):
         twice = next(key for n, (key, _) in enumerate(pairs) if key in dict(pairs[:n]))
         raise UserError(f'the key {twice!r} is there twice')
     return row
+
+
+def check_label_names(metadata, column):
+    """Raise UserError where a .parquet of the Hub says what its labels are called, and 0 is not
+    negative, 1 positive or 2 neither. metadata: of its schema.
+    """
+    try:
+        told = json.loads(metadata[b'huggingface'])
+        names = [str(name).lower() for name in told['info']['features'][column]['names']]
+    except (KeyError, TypeError, ValueError):                 # it does not say it
+        return
+    usual = {'negative': 0, 'neg': 0, 'positive': 1, 'pos': 1, 'neutral': 2}
+    if any(usual.get(name, n) != n for n, name in enumerate(names)):
+        said = ', '.join(f'{n} is {name}' for n, name in enumerate(names))
+        raise UserError(f'its column {column!r} says that {said[:200]}; --ratings= says which are '
+                        '0 (negative), 1 (positive) and 2 (ambiguous)')
 
 
 def find_column(names, wanted, usual, flag):
@@ -414,7 +465,7 @@ def refuse_tables(file, wanted, by_lines):
     lines = [line.lstrip() for line in head if line.strip()]  # a cell at the end may be empty
     advice = ' (if it is plain text, --unit=line reads it)' * by_lines
     for header in lines[:2]:                                  # a title may stand above it
-        for delimiter, (_, _, suffix) in DELIMITERS.items():
+        for delimiter, (_, suffix) in DELIMITERS.items():
             names = [plain(cell) for cell in header.split(delimiter)]
             named = wanted and plain(wanted) in names
             has_text = any(name in names for name in TEXT_COLUMNS)
@@ -427,31 +478,37 @@ def refuse_tables(file, wanted, by_lines):
                                 f'{suffix}{advice}')
     if not by_lines:
         return
-    for delimiter, (_, signs, suffix) in DELIMITERS.items():
+    for delimiter, (sign, suffix) in DELIMITERS.items():
         rows = [cells for line in lines if len(cells := line.split(delimiter)) > 1]
         # labels at one end: numbers, or a few words again and again
-        labels = max(sum(is_number(cells[n]) for cells in rows) for n in (0, -1))
+        labels = max(sum(bool(NUMBER.fullmatch(cells[n])) for cells in rows) for n in (0, -1))
         kinds = min(len({cells[n] for cells in rows}) for n in (0, -1))
         words = len(rows) > 19 and kinds < 6
         n_likely = len(rows) if delimiter in '\t|' or words else labels
         bare_rows = [outside_quotes(line).split(delimiter) for line in lines]
         n_likely = max(n_likely, sum(len(c) > 1 and set(c) == {'""'} for c in bare_rows))
+        whole_rows = outside_quotes('\n'.join(lines), r'(^|\t)').split('\n')    # not several lines
+        if delimiter == '\t' and sum('\t' in row for row in whole_rows) > 0.9 * len(whole_rows):
+            n_likely = len(lines)
         if len(lines) > 1 and n_likely > 0.9 * len(lines):    # a few may be broken
             n_cells = ' or '.join(map(str, sorted({len(cells) for cells in rows})))
-            raise UserError(f'this is a table: its lines have {n_cells} cells, parted by {signs}; '
+            raise UserError(f'this is a table: its lines have {n_cells} cells, parted by {sign}s; '
                             f'name it {suffix}, and if its first line does not name the columns, '
                             f'write their names above it{advice}')
+    # of R's write.table, and of fastText
+    cells = r'"[^"]*"( ("[^"]*"|NA|-?[\d.]+))+|__label__.*'
+    if len(lines) > 1 and sum(bool(re.fullmatch(cells, row)) for row in lines) > 0.9 * len(lines):
+        raise UserError('this is a table with spaces between its cells; write tabs, and the names '
+                        f'above (label, text), and name it .tsv{advice}')
     if re.match(r'\s*(\{\s*"|\[\s*[\["{])', '\n'.join(lines)):
         raise UserError(f'this is JSON; name it .jsonl{advice}')
 
 
-def outside_quotes(line):
-    """The line of a table with "" in place of what stands in quotes."""
-    return re.sub(r'"(?:[^"]|"")*"', '""', line)
-
-
-def is_number(cell):
-    return re.fullmatch(r'\s*"?-?\d+([.,]\d+)?"?\s*', cell) is not None
+def outside_quotes(lines, before='()'):
+    """Lines of a table with "" in place of what stands in quotes. before: a pattern, in brackets,
+    of what must stand in front.
+    """
+    return re.sub(rf'{before}"(?:[^"]|"")*"', r'\1""', lines, flags=re.MULTILINE)
 
 
 # --- encodings ---
@@ -467,7 +524,7 @@ NO_TEXTS = {
 
 def explain_encoding(path, encoding):
     """What is wrong with a text file that is not in this encoding, and what to do, in words."""
-    named = encoding.removesuffix('-sig')
+    named = codecs.lookup(encoding).name.removesuffix('-sig')
     with opener(path)(path, 'rb') as file:
         head = file.read(1 << 20)
     for beginning, what in NO_TEXTS.items():
@@ -478,7 +535,7 @@ def explain_encoding(path, encoding):
     n_foreign = sum(not character.isascii() for character in text)
     few_are_bad = n_bad * 10 < n_foreign or n_bad <= 1
     likely, advice = guess_encoding(head)
-    is_utf8 = likely == 'utf-8' != codecs.lookup(named).name and not head.isascii()
+    is_utf8 = likely == 'utf-8' != named and not head.isascii()
     if (few_are_bad or not likely) and not is_utf8 and not has_zeros(head) and '16' not in named:
         with opener(path)(path, 'rb') as file:
             return f'{path}{first_bad_byte(file, named)}'
@@ -503,7 +560,7 @@ def first_bad_byte(file, encoding):
             line.decode(encoding)
         except UnicodeDecodeError as error:
             before = line[:error.start].decode(encoding, errors='replace')[-20:]
-            if error.end == len(line) and 'end of data' in error.reason:
+            if error.end == len(line) and re.search('end of data|incomplete', error.reason):
                 return f', line {n}: it ends within a character, after {before!r}; is it whole?'
             byte = line[error.start]
             other = '' if encoding == 'cp1252' else ' (--encoding=cp1252, perhaps)'

@@ -131,7 +131,7 @@ def asked_ratings(model, texts, rating_ids, batch_tokens=8192):
     eos, bos = model.config.eos, model.config.bos
     device = model.lm_head.weight.device
     most = max(1, model.config.chunk_size - 2)
-    pieces = []                                               # (number of the text, 0, ids)
+    pieces = []  # (number of the text, 0, ids): the form that batches_by_length() takes
     for number, text in enumerate(texts):
         for first in range(0, max(1, len(text)), most):
             pieces.append((number, 0, [eos, bos, *text[first:first + most], eos]))  # no eos is read

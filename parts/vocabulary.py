@@ -255,11 +255,12 @@ class HubTokenizer(Vocabulary):
         if self.decode(ids) == text:
             return 0
         encoding = self.tokenizer.encode(text, add_special_tokens=False)
-        seen, hidden = set(), set()  # places of characters that a token covers, that <unk> covers
+        covered = bytearray(len(text))  # of each character: 1 by <unk>, 2 by a token, 3 by both
         for i, (first, end) in zip(encoding.ids, encoding.offsets):
-            (hidden if i in self.unknown_ids else seen).update(range(first, end))
-        return sum(n not in seen and c != ' ' and (n in hidden or not c.isspace())
-                   for n, c in enumerate(text))
+            for n in range(first, end):
+                covered[n] |= 1 if i in self.unknown_ids else 2
+        return sum(by < 2 and c != ' ' and (by == 1 or not c.isspace())
+                   for by, c in zip(covered, text))
 
     def as_tokenizer(self):
         from tokenizers import Tokenizer, normalizers
@@ -282,8 +283,12 @@ class Characters(Vocabulary):
     def __init__(self, content):
         self.content = content
         self.characters = json.loads(content)  # the control tokens, <unk>, then the characters
-        if not all(isinstance(character, str) for character in self.characters):
+        head = [*CONTROL_TOKENS, '<unk>']
+        whole = isinstance(self.characters, list) and self.characters[:len(head)] == head
+        if not whole or not all(isinstance(character, str) for character in self.characters):
             raise UserError('it is no list of characters')
+        if len(set(self.characters)) < len(self.characters):
+            raise UserError('it has a character twice')
         self.ids = {character: i for i, character in enumerate(self.characters)}
         self.size = len(self.ids)
         self.unk = self.ids['<unk>']

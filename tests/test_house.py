@@ -71,6 +71,19 @@ def test_every_function_fits_on_a_screen(path):
     assert max(lines.values(), default=0) <= LONGEST_FUNCTION, lines
 
 
+@pytest.mark.parametrize('name', ['README.md', 'README.ko.md'])
+def test_the_readme_counts_the_lines_of_its_lessons(name):
+    wrong = []
+    for line in (ROOT / name).read_text('utf-8').splitlines():
+        row = re.fullmatch(r'\| \d \| (.*) \| ([\d, ]+) \|.*', line)
+        if row:
+            files = re.findall(r'`([\w/]+\.py)`', row[1])
+            counts = [len((ROOT / file).read_text('utf-8').splitlines()) for file in files]
+            if row[2] != ', '.join(map(str, counts)):
+                wrong.append(f'{files}: {counts}')
+    assert not wrong, wrong
+
+
 def test_every_line_fits_on_a_page():
     too_long = []
     for path in [*CODE, *ROOT.glob('config/*.py')]:

@@ -187,6 +187,13 @@ def test_the_likeliest_continuation_is_that_of_python(browser, decoder, tmp_path
 
 
 @needs_chromium
+def test_fewer_ids_than_the_page_has_lines_are_all_shown(browser, decoder, tmp_path):
+    model, meta, vocabulary = decoder
+    open_page(browser, tmp_path / 'page.html', model, meta, vocabulary)
+    assert browser.run('return likeliest([0.2, 0.5, 0.3], 12)') == [1, 2, 0]
+
+
+@needs_chromium
 def test_temperature_and_top_p_leave_what_sample_py_would_draw_from(browser, decoder, tmp_path):
     model, meta, vocabulary = decoder
     open_page(browser, tmp_path / 'page.html', model, meta, vocabulary)

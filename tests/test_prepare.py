@@ -504,6 +504,86 @@ def test_a_comma_and_a_space_in_one_text_take_no_spaces_from_others(tmp_path, fi
     assert {f'    return {i}' for i in range(60)} < texts
 
 
+def test_a_comma_and_a_space_in_a_cell_of_several_lines_take_no_spaces_from_others(tmp_path):
+    rows = ''.join(f'{i},    들여쓴 시 {i}\n' for i in range(60))
+    quoted = '"그가 물었다, ""왜?""\n그리고, ""또?""' + '"'
+    write(tmp_path / 'r.csv', f'id,text\n0,{quoted}\n{rows}')
+    works(tmp_path, '--source=r.csv', '--unit=paragraph', '--mode=manual', '--min_count=1')
+    texts = {text for _, text in reviews(tmp_path / 'data/r')}
+    assert {f'    들여쓴 시 {i}' for i in range(60)} | {'그가 물었다, "왜?"\n그리고, "또?"'} == texts
+
+
+@pytest.mark.parametrize('name, content', [
+    ('r.csv', 'text,mood\n' + ''.join(f'{text},good\n' for text in LINES)),
+    ('r.txt', '\n'.join(LINES)),
+])
+def test_what_ratings_mean_is_not_said_where_there_are_none(tmp_path, name, content):
+    write(tmp_path / name, content)
+    words = [f'--source={name}', '--mode=manual', '--ratings=bad:0,good:1']
+    assert 'no text has one' in refused(tmp_path, *words)
+    assert not files_of(tmp_path / 'data')
+    if name == 'r.csv':
+        works(tmp_path, *words, '--rating_column=mood')
+        assert {rating for rating, _ in reviews(tmp_path / 'data/r')} == {1}
+
+
+def test_what_the_hub_calls_its_labels_is_mapped(tmp_path):
+    parquet_of_the_hub(tmp_path / 'r.parquet')
+    works(tmp_path, '--source=r.parquet', '--mode=manual', '--ratings=0:0,1:2,2:1')
+    wanted = sorted(((0, 2, 1)[i % 3], text) for i, text in enumerate(LINES))
+    assert sorted(reviews(tmp_path / 'data/r')) == wanted
+
+
+@pytest.mark.parametrize('table, n', [('text,\n{},', 0), ('text\n{}', 1), ('text,,\n{},,x', 0)])
+def test_columns_without_a_name_and_texts_that_are_numbers(tmp_path, table, n):
+    texts = [LINES, [str(i) for i in range(60)]][n]
+    names, row = table.split('\n')
+    write(tmp_path / 'r.csv', f'{names}\n' + ''.join(row.format(t) + '\n' for t in texts))
+    works(tmp_path, '--source=r.csv', '--mode=manual', '--min_count=1')
+    assert sorted(text for _, text in reviews(tmp_path / 'data/r')) == sorted(texts)
+
+
+def test_missing_texts_are_counted(tmp_path):
+    rows = ''.join(f'{text},{i % 2}\n{missing},1\n' for i, (text, missing) in enumerate(
+        zip(LINES, ['NA', 'nan', 'NULL', r'\N'] * 15)))
+    write(tmp_path / 'r.csv', f'text,label\n{rows}')
+    out = works(tmp_path, '--source=r.csv', '--mode=manual')
+    assert '60 left out: 60 missing (NA, nan, NULL)' in out
+    assert sorted(reviews(tmp_path / 'data/r')) == sorted((i % 2, t) for i, t in enumerate(LINES))
+
+
+def test_line_ends_that_windows_wrote_twice_are_no_old_mac(tmp_path):
+    rows = ''.join(f'"{text}, ""또""' f'"\t{i % 2}\r\r\n' for i, text in enumerate(LINES))
+    write(tmp_path / 'r.tsv', f'text\tlabel\r\r\n{rows}')
+    works(tmp_path, '--source=r.tsv', '--mode=manual')
+    wanted = sorted((i % 2, f'{text}, "또"') for i, text in enumerate(LINES))
+    assert sorted(reviews(tmp_path / 'data/r')) == wanted
+
+
+def test_many_files_have_a_name_that_no_file_can_have(tmp_path):
+    names = [f'리뷰모음의 {n:02} 번째 권.txt' for n in range(12)]
+    for n, name in enumerate(names):
+        write(tmp_path / name, '\n'.join(f'{text} {n}' for text in LINES))
+    works(tmp_path, f'--source={",".join(names)}', '--output_dir=o', '--mode=manual')
+    assert len(reviews(tmp_path / 'o')) == 12 * len(LINES)
+
+
+@pytest.mark.parametrize('encoding', ['cp1251', 'koi8-r', 'iso8859-15', 'mac-roman'])
+def test_utf_8_is_not_read_in_an_encoding_in_which_anything_goes(tmp_path, encoding):
+    write(tmp_path / 'r.txt', '\n'.join(LINES))
+    said = refused(tmp_path, '--source=r.txt', f'--encoding={encoding}')
+    assert 'it is UTF-8: leave --encoding= out' in said
+
+
+def test_a_vocabulary_in_a_folder_whose_name_is_not_utf_8(tmp_path):
+    write(tmp_path / 'r.txt', '\n'.join(LINES))
+    works(tmp_path, '--source=r.txt', '--mode=manual')
+    folder = os.fsdecode('어휘'.encode('cp949'))
+    shutil.copytree(tmp_path / 'data/r/manual', tmp_path / folder)
+    works(tmp_path, '--data_dir=data/r', '--mode=manual', f'--model_name={folder}')
+    assert read_meta(tmp_path / 'data/r/manual')['model_name'] == folder
+
+
 @pytest.mark.parametrize('page', ['\n\f', '\f\n', '\u2029\u2029'])
 def test_a_page_ends_a_paragraph(tmp_path, page):
     write(tmp_path / 'r.txt', page.join(f'시 {i}\n둘째 줄' for i in range(60)))
@@ -847,6 +927,13 @@ def parquet_of_lists(path):
     pyarrow.parquet.write_table(pyarrow.table({'text': [['굿'], ['별로']]}), path)
 
 
+def parquet_of_the_hub(path):
+    names = {'names': ['negative', 'neutral', 'positive'], '_type': 'ClassLabel'}
+    told = {'huggingface': json.dumps({'info': {'features': {'label': names}}})}
+    table = pyarrow.table({'text': LINES, 'label': [0, 1, 2] * 20}).replace_schema_metadata(told)
+    pyarrow.parquet.write_table(table, path)
+
+
 def parquet_of_bytes(path):
     pyarrow.parquet.write_table(pyarrow.table({'text': ['굿'.encode()]}), path)
 
@@ -855,6 +942,16 @@ COMMAS = 'Rating,Review\n1,"굿, 정말"\n2,맛은, 그냥, 그래요\n'
 BAD_FILES = {  # what is wrong: file, its content, words of the sentence
     'no column': ('r.csv', 'name,stars\n굿,1\n', ["'name', 'stars'", '--text_column=']),
     'two columns': ('r.csv', 'text,Text\n굿,1\n', ["'text', 'Text'"]),
+    'two texts': ('r.csv', 'text,label,comment\n굿,1,\n', ["'text', 'comment'", '--text_column=']),
+    'how many comments': ('r.csv', 'Message,Comments\n메뉴,3\n또,7\n', ["'Comments' holds numbers"]),
+    'a title above one name': ('r.csv', 'Comments,,\nDate,By,Comment\n1월,Kim,굿\n',
+                               ['line 2 looks']),
+    'quotes of Kaggle': ('r.tsv', 'id\tsentiment\treview\n"1"\t1\t"굿"\n"2"\t0\t"\\"또\\" 왔다"\n',
+                         ['line 3', 'doubled']),
+    'Unicode text of Excel': ('r.txt', '별점\t내용\n5\t"굿\n또"\n1\t"별로\n다신"\n', ['a table', '.tsv']),
+    'fastText': ('r.txt', '__label__2 굿: 또\n__label__1 별로\n', ['a table', '.tsv']),
+    'R': ('r.txt', '"text" "label"\n"1" "굿, 또" 1\n"2" "별로" NA\n', ['spaces between its cells']),
+    'numbers of rows': ('r.tsv', '"text"\t"label"\n"1"\t"굿"\t1\n', ['row.names=FALSE']),
     'no names': ('r.csv', '굿,1\n별로,0\n', ['the line with the names is missing']),
     'rating 3': ('r.csv', 'Review,Rating\n굿,1\n별로,3\n', ['row 2', "'3'", '0 (negative)',
                                                         '--ratings=1:0,2:0,3:2,4:1,5:1']),
@@ -874,6 +971,7 @@ BAD_FILES = {  # what is wrong: file, its content, words of the sentence
     'deep JSON': ('r.jsonl', '[' * 100_000, ['r.jsonl']),
     'no text at all': ('r.jsonl', '{"text": 7}', ['0 texts', '1 numbers in place of text']),
     'JSON by another name': ('r.json', '[]', ['name it .jsonl']),
+    'a sheet of Excel': ('r.XLSX', 'PK', ['save the table as CSV']),
     'a table called .txt': ('r.txt', 'id\tdocument\tlabel\n1\t굿\t1\n', ['a table', '.tsv']),
     'a CSV called .txt': ('r.txt', 'text,label\n굿,1\n', ['a table', '.csv']),
     'no ratings, called .txt': ('r.txt', 'id,review\n1,굿\n2,별로\n', ['a table', '.csv']),
@@ -908,6 +1006,7 @@ BAD_FILES = {  # what is wrong: file, its content, words of the sentence
     'blank': ('r.txt', '\n \n\x00\n', ['0 texts', '3 empty']),
     'one text': ('r.txt', GOOD, ['1 texts', 'val_ratio']),
     'one text again and again': ('r.txt', f'{GOOD}\n' * 30, ['30 texts', 'too much alike']),
+    'cp949 by its name': ('r.txt', '맛있어요\n'.encode('cp949') * 9, ['say --encoding=cp949']),
     'neither UTF-8 nor anything': ('r.txt', b'\x80\xff\xfe\x81\x20' * 50, ['iconv']),
     'one bad byte': ('r.txt', f'굿\n{GOOD} '.encode() + b'\xff\n', ['line 2', '0xff', 'ㅋㅋ']),
     'cut within a character': ('r.txt', '굿\n별로'.encode()[:-1], ['line 2', 'ends within']),
@@ -919,6 +1018,7 @@ BAD_FILES = {  # what is wrong: file, its content, words of the sentence
     'gzip cut short': ('r.txt.gz', gzip.compress('굿\n'.encode() * 99)[:-9], ['r.txt.gz']),
     'parquet cut short': ('r.parquet', parquet_cut_short, ['r.parquet']),
     'parquet of lists': ('r.parquet', parquet_of_lists, ["'text' holds list<", 'not text']),
+    'labels of the Hub': ('r.parquet', parquet_of_the_hub, ['1 is neutral, 2 is positive']),
     'parquet of bytes': ('r.parquet', parquet_of_bytes, ["'text' holds binary", 'not text']),
     'no parquet': ('r.parquet', '<html>', ['r.parquet']),
 }
@@ -963,6 +1063,8 @@ def test_a_bad_file_is_refused_in_a_sentence_and_leaves_nothing(tmp_path, case):
     (['--source=c.txt', '--text_column=was', '--unit=file'], 'a table with the columns'),
     (['a.csv'], 'a.csv: a word without -- names a config file'),
     (['--data_dir=d', '--revision=main'], 'leave one of the two out'),
+    (['--data_dir=e', '--unit=paragraph'], 'made with --unit=line'),
+    (['--source=c.txt', '--encoding=UTF-16'], 'it is UTF-8: leave --encoding= out'),
     (['--source=c.txt', '--encoding=cp1252'], 'it is UTF-8: leave --encoding= out'),
     (['--source=demo', '--vocab_size=300', '--n_reviews=300'], 'vocab_size='),
 ])
@@ -970,6 +1072,9 @@ def test_a_mistake_is_a_sentence(tmp_path, words, word):
     write(tmp_path / 'a.csv', 'Review\n굿\n')
     write(tmp_path / 'b/a.txt', '굿\n')
     write(tmp_path / 'c.txt', 'was;wann\nschön, naja;heute\n')
+    for name, text in (('train.txt', '-\t굿\n'), ('validation.txt', '-\t굿\n'),
+                       ('meta.json', '{"unit": "line"}')):
+        write(tmp_path / 'e' / name, text)
     assert word in refused(tmp_path, *words)
 
 
@@ -1032,6 +1137,12 @@ def test_a_meta_json_of_somebody_else_changes_nothing_but_what_it_may(tmp_path):
         write(tmp_path / file, ''.join(SPLIT))
     write(tmp_path / 'meta.json', '{"vocabulary": "../../bashrc", "eos": "7", "vocab_size": -1}')
     works(tmp_path, '--data_dir=.', '--mode=manual')
+    write(tmp_path / 'secret_train.txt', 'mine')
+    files = {'../secret_train.txt': zlib.crc32(b'mine')}
+    write(tmp_path / 'copy/meta.json', json.dumps({'sources': [], 'train_txt_crc32': 0,
+                                                   'files': files}))
+    works(tmp_path, '--data_dir=.', '--output_dir=copy', '--mode=manual')
+    assert read_meta(tmp_path / 'copy')['files'] == {}
     meta = read_meta(tmp_path / 'manual')
     assert (meta['vocabulary'], meta['eos']) == ('characters.json', 0)
 

@@ -222,6 +222,7 @@ def test_a_mistake_is_heard_from_every_rank(tmp_path):
     (['--device=cuda:9'], NO_SUCH_GPU),
     (['--epochs=0'], 'epochs=0'),
     (['--read_share=1.5'], 'it takes 0 to 1'),
+    (['--dropout=1'], 'dropout=1.0: it takes 0 or more and less than 1'),
     (['--chunk_size=1'], 'it takes 2 or more'),
     (['--seed=-1'], 'from 0 to 2^63 - 1'),
     ([f'--seed={2 ** 63}'], 'from 0 to 2^63 - 1'),

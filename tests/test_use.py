@@ -190,7 +190,7 @@ def test_a_person_s_own_sentences_are_rated(models):
 
 
 def test_a_character_that_was_never_seen_pays_in_a_sentence_too(models, tmp_path):
-    folder = tmp_path / 'model'
+    folder = tmp_path / 'a,b'                                 # a comma in a name parts nothing
     shutil.copytree(models / 'manual', folder)
     edit(folder / 'meta.json', ratings=[])                    # so it says bits
     said = run('eval.py', f'--model_path={folder}', '--json=true', '--text=점심에 龍').stdout

@@ -2,6 +2,7 @@
 import json
 
 import pytest
+from conftest import run
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
@@ -85,6 +86,18 @@ def test_hidden_characters_are_counted(train_txt, pieces):
     assert letters.n_unseen(lines, letters.encode([lines])[0]) == 2
 
 
+def test_the_log_counts_what_is_hidden_as_eval_does(tmp_path):
+    texts = ['강 용용 강 용', '용용용 강'] * 9
+    words = hub_tokenizer(['강'])
+    (tmp_path / 'words.json').write_bytes(words.content)
+    for name in ('train.txt', 'validation.txt'):
+        (tmp_path / name).write_text(''.join(f'-\t{text}\n' for text in texts), 'utf-8')
+    run('prepare.py', '--data_dir=.', '--model_name=words.json', cwd=tmp_path)
+    meta = json.loads((tmp_path / 'tokenizer/meta.json').read_text('utf-8'))
+    hidden = sum(text.count('용') for text in texts)          # a word is one <unk>, whatever it has
+    assert (meta['val_unseen'], meta['train_unseen']) == (hidden, hidden)
+
+
 # --- what other people write ---
 
 @pytest.mark.parametrize('vocabulary', [
@@ -100,6 +113,9 @@ def test_only_known_names_become_a_path(vocabulary, pieces, tmp_path):
     ('characters.json', [*CONTROL_TOKENS, '<unk>', 7]),
     ('characters.json', [*CONTROL_TOKENS, '가']),              # no <unk>
     ('characters.json', {'</s>': 0}),
+    ('characters.json', dict.fromkeys([*CONTROL_TOKENS, '<unk>', '가'], 0)),
+    ('characters.json', [*CONTROL_TOKENS, '<unk>', '가', '가']),
+    ('characters.json', [*CONTROL_TOKENS, '가', '<unk>']),
     ('characters.json', 7),
     ('characters.json', None),                                # no file
     ('tokenizer.model', ''),
