@@ -16,7 +16,7 @@ import re
 import tempfile
 from pathlib import Path
 
-from bench._runs import keep_run, read_runs
+from bench._runs import keep_run, read_runs, runs_to_draw
 from bench.nanogpt_score import copy_nanogpt, run_python, score
 from configurator import configure
 from parts.checkpoint import read_log
@@ -49,11 +49,13 @@ IDEAS = {
     'Muon': '--optimizer=adamw',
 }
 FIRST = "nanoGPT's ideas, here"
+STEPS = round(n_tokens * 1e6) // (batch_size * 256)           # of every run
 RUN = f'{Path(data_dir).name}, {n_layers}x{d_model}, {nhead} heads, {batch_size} rows, {n_tokens}M'
 
 
 def main():
     if draw:
+        runs_to_draw(results)
         draw_stairs(read_results())
         return
     adamw_rates = rates.split(',')
@@ -89,15 +91,10 @@ def climb(name, missing, seed, adamw_rates):
             curve = train_nanogpt(lr, seed)
         else:
             curve = train(missing.values(), lr, seed)
-        keep(name, seed, lr, curve)
-
-
-def keep(name, seed, lr, curve):
-    """Append a run to the results, and say it. curve: [(seconds of training, bits), …]."""
-    seconds, bits = curve[-1]
-    keep_run(results, {'run': RUN, 'name': name, 'seed': seed, 'lr': lr, 'bits_per_char': bits,
-                       'seconds': seconds, 'curve': json.dumps(curve)})
-    print(f'{name:36}  seed {seed}  lr {lr}  {bits:.4f} bits/char  {seconds:.0f} s', flush=True)
+        seconds, bits = curve[-1]
+        keep_run(results, {'run': RUN, 'name': name, 'seed': seed, 'lr': lr, 'bits_per_char': bits,
+                           'seconds': seconds, 'curve': json.dumps(curve)})
+        print(f'{name:36}  seed {seed}  lr {lr}  {bits:.4f} bits/char  {seconds:.0f} s', flush=True)
 
 
 def read_results():
@@ -117,20 +114,15 @@ def best_rate(rows, name):
     return min(tried, key=lambda row: row['bits_per_char'])['lr']
 
 
-def n_steps():
-    """Steps of every run."""
-    return round(n_tokens * 1e6) // (batch_size * 256)
-
-
 def train(missing, lr, seed):
     """A run of ours → [(seconds of training, bits per character), …], the last at its end."""
     ways = ','.join(way for way in missing if not way.startswith('-'))
     with tempfile.TemporaryDirectory() as work:
         words = [f'--data_dir={Path(data_dir).resolve()}', f'--out_dir={work}/out', f'--lr={lr}',
                  f'--seed={seed}', f'--batch_size={batch_size}', f'--n_tokens={n_tokens}',
-                 f'--eval_tokens={eval_tokens}', f'--eval_interval={math.ceil(n_steps() / 4)}',
+                 f'--eval_tokens={eval_tokens}', f'--eval_interval={math.ceil(STEPS / 4)}',
                  f'--n_layers={n_layers}', f'--d_model={d_model}', f'--nhead={nhead}',
-                 '--read_share=0', '--compile=false',
+                 '--read_share=0', '--compile=false', '--device=cpu', '--dtype=float32',
                  *[way for way in missing if way.startswith('-')]]
         run_python(['-m', 'bench.without', ways, *words], ROOT)
         return [(float(row['seconds']), float(row['bits_per_char']))
@@ -140,7 +132,6 @@ def train(missing, lr, seed):
 def train_nanogpt(lr, seed):
     """The same of nanoGPT, copied and not changed, on the same tokens."""
     meta = read_meta(data_dir, 'tokenizer')
-    steps = n_steps()
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work, 'nanogpt')
         copy_nanogpt(nanogpt, 'train.py', folder)
@@ -154,16 +145,16 @@ def train_nanogpt(lr, seed):
             f'torch.manual_seed = lambda number: plant(number + {seed})\n')
         said = run_python(
             ['train.py', 'seed.py', '--dataset=kr', '--device=cpu', '--dtype=float32',
-             '--compile=False', f'--n_layer={n_layers}', f'--n_head={nhead}',
+             '--compile=False', '--beta2=0.99', f'--n_layer={n_layers}', f'--n_head={nhead}',
              f'--n_embd={d_model}', '--block_size=256',
              f'--batch_size={batch_size}', '--gradient_accumulation_steps=1', '--dropout=0.0',
              f'--learning_rate={lr}', f'--min_lr={float(lr) / 10}', '--weight_decay=0.1',
-             f'--warmup_iters={min(100, steps // 10)}', f'--lr_decay_iters={steps}',
-             f'--max_iters={steps}', f'--eval_interval={steps}', '--eval_iters=1',
+             f'--warmup_iters={min(100, STEPS // 10)}', f'--lr_decay_iters={STEPS}',
+             f'--max_iters={STEPS}', f'--eval_interval={STEPS}', '--eval_iters=1',
              '--log_interval=1'], folder)
         times = [float(ms) / 1e3 for ms in re.findall(r'time ([\d.]+)ms', said)]
         bits = score(folder, data_dir, eval_tokens)['bits_per_char']
-    seconds = sum(times[1:-1]) / (len(times) - 2) * steps     # validations are in the two others
+    seconds = sum(times[1:-1]) / (len(times) - 2) * STEPS     # validations are in the two others
     return [(seconds, bits)]
 
 
