@@ -16,7 +16,7 @@ import re
 import tempfile
 from pathlib import Path
 
-from bench._runs import keep_run, read_runs, runs_to_draw
+from bench._runs import keep_run, read_runs
 from bench.nanogpt_score import copy_nanogpt, run_python, score
 from configurator import configure
 from parts.checkpoint import read_log
@@ -55,7 +55,6 @@ RUN = f'{Path(data_dir).name}, {n_layers}x{d_model}, {nhead} heads, {batch_size}
 
 def main():
     if draw:
-        runs_to_draw(results)
         draw_stairs(read_results())
         return
     adamw_rates = rates.split(',')
@@ -166,8 +165,10 @@ def summary(rows):
         runs = [row for row in rows if row['name'] == name and row['lr'] == lr]
         stairs.append((name, [row['bits_per_char'] for row in runs],
                        sum(row['seconds'] for row in runs) / len(runs), runs[0]['curve']))
-    mark = next(scores[0] for name, scores, _, _ in stairs if name == FIRST)
-    return [(name, scores, seconds, time_to(curve, mark))
+    marks = [scores[0] for name, scores, _, _ in stairs if name == FIRST]
+    if not marks:
+        raise UserError(f'{results} holds no run of: {FIRST}')
+    return [(name, scores, seconds, time_to(curve, marks[0]))
             for name, scores, seconds, curve in stairs]
 
 

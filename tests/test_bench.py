@@ -166,6 +166,12 @@ plays,5.0,dial,4,160,100,299,2.0
 '''
 
 
+@pytest.mark.parametrize('name', ['dial', 'shakespeare', 'staircase'])
+def test_where_there_are_no_runs_none_is_drawn(name, tmp_path):
+    said = bench(name, f'--results={tmp_path}/none.csv', f'--draw={tmp_path}/x.svg', ok=False)
+    assert 'none.csv holds no run' in said
+
+
 def test_the_dial_is_drawn_beside_what_people_chose(tmp_path):
     (tmp_path / 'runs.csv').write_text(DIAL)
     bench('dial', f'--results={tmp_path}/runs.csv', f'--draw={tmp_path}/dial.svg')
