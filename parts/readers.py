@@ -270,7 +270,7 @@ class Reader:
             elif len(cells) != len(header):
                 mark, *_ = DELIMITERS.get(delimiter, ['mark'])
                 unnamed = (', or the numbers of the rows have no name (in R: row.names=FALSE)'
-                           if len(cells) == len(header) + 1 else '')
+                           if len(cells) == len(header) + 1 and NUMBER.fullmatch(cells[0]) else '')
                 raise UserError(f'line {n} has {len(cells)} cells and the first line has '
                                 f'{len(header)}; a text with a {mark} or a line break in it must '
                                 f'stand in quotes{unnamed}')
