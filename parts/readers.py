@@ -487,9 +487,10 @@ def refuse_tables(file, wanted, by_lines):
         n_likely = len(rows) if delimiter in '\t|' or words else labels
         bare_rows = [outside_quotes(line).split(delimiter) for line in lines]
         n_likely = max(n_likely, sum(len(c) > 1 and set(c) == {'""'} for c in bare_rows))
-        whole_rows = outside_quotes('\n'.join(lines), r'(^|\t)').split('\n')    # not several lines
-        if delimiter == '\t' and sum('\t' in row for row in whole_rows) > 0.9 * len(whole_rows):
-            n_likely = len(lines)
+        if delimiter == '\t':                                 # a quoted cell may have several lines
+            whole_rows = outside_quotes('\n'.join(lines), r'(^|\t)').split('\n')
+            if sum('\t' in row for row in whole_rows) > 0.9 * len(whole_rows):
+                n_likely = len(lines)
         if len(lines) > 1 and n_likely > 0.9 * len(lines):    # a few may be broken
             n_cells = ' or '.join(map(str, sorted({len(cells) for cells in rows})))
             raise UserError(f'this is a table: its lines have {n_cells} cells, parted by {sign}s; '

@@ -257,8 +257,9 @@ class HubTokenizer(Vocabulary):
         encoding = self.tokenizer.encode(text, add_special_tokens=False)
         covered = bytearray(len(text))  # of each character: 1 by <unk>, 2 by a token, 3 by both
         for i, (first, end) in zip(encoding.ids, encoding.offsets):
+            by = 1 if i in self.unknown_ids else 2
             for n in range(first, end):
-                covered[n] |= 1 if i in self.unknown_ids else 2
+                covered[n] |= by
         return sum(by < 2 and c != ' ' and (by == 1 or not c.isspace())
                    for by, c in zip(covered, text))
 
