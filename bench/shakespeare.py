@@ -71,7 +71,7 @@ def main():
                 seconds = run_train(ROOT, words)
                 model, _ = load_model(out)
                 ids = load_vocabulary(out).encode([val])[0]
-                print_row(f'{config}, seed {seed}', seconds, WithLoss(model), ids)
+                print_row(f'{config} {flags}'.strip() + f', seed {seed}', seconds, WithLoss(model), ids)
 
 
 def train_nanogpt(folder, text):

@@ -490,6 +490,10 @@ def read_source(source, reader, report, revision='', n_reviews=0, seed=0):
         if n_rows == 0:
             report.empty.append(file)
     report.columns = reader.read
+    for name in ('text_column', 'rating_column'):
+        wanted = getattr(reader, name)
+        if wanted not in ('', 'none') and set(report.types) <= {'.txt', '.md'}:
+            raise UserError(f'{name}={wanted}: {source} is plain text, which has no columns')
 
 
 LONG_TEXT = 100_000  # characters from which on a text is worked on by itself

@@ -1061,6 +1061,8 @@ def test_a_bad_file_is_refused_in_a_sentence_and_leaves_nothing(tmp_path, case):
     (['--source=a.csv', '--data_dir=b'], 'leave one of the two out'),
     (['--source=c.txt', '--text_column=was'], 'a table with the columns'),
     (['--source=c.txt', '--text_column=was', '--unit=file'], 'a table with the columns'),
+    (['--source=b', '--text_column=was'], 'plain text, which has no columns'),
+    (['--source=b/a.txt', '--rating_column=was'], 'rating_column=was'),
     (['a.csv'], 'a.csv: a word without -- names a config file'),
     (['--data_dir=d', '--revision=main'], 'leave one of the two out'),
     (['--data_dir=e', '--unit=paragraph'], 'made with --unit=line'),
