@@ -1,22 +1,31 @@
 """What a busy neighbour costs: tokens a second of train.py beside processes that never rest.
 
     python prepare.py --source=demo && python -m bench.neighbours --threads=2
+    python -m bench.neighbours --formats=30 --neighbours=0,1,2,3,4
 
 OpenMP's threads wait for each other at the end of every parallel region, and spin while they wait.
 Beside a busy process one of them is often without a core, and the others spin for nothing. For each
 number of spins (GOMP_SPINCOUNT; by itself OpenMP takes 300,000, and 'auto' is what train.py sets)
 and each number of neighbours the demo model trains for some steps, one after the other, in as many
 rounds as asked. 'one' is a single thread, which waits for nobody.
+
+With --formats nothing is trained: the number format is chosen so many times beside each number of
+neighbours, as --dtype=auto does it. Two runs of one command are alike only if it never changes.
 """
 import os
 import subprocess
 import sys
 import tempfile
+from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
+
+import torch
 
 from configurator import configure
 from parts.checkpoint import read_log
 from parts.errors import UserError, run_script
+from parts.machine import CANDIDATES, select_dtype, time_products
 
 data_dir = 'data/demo'         # what prepare.py wrote
 spins = 'auto,300000,10000,1000,100,one'
@@ -25,17 +34,21 @@ threads = 2                    # of the run
 steps = 60                     # of which the first ten are not counted
 rounds = 1                     # the best of so many is printed
 compile = 'false'              # as train.py's
+formats = 0                    # choose the number format so often (0: train)
 configure(globals())
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def main():
+    counts = [int(n) for n in neighbours.split(',')]
+    if formats:
+        choose_formats(counts)
+        return
     if not Path(data_dir).exists():
         raise UserError(f'data_dir={data_dir} is not there; python prepare.py --source=demo')
     if steps < 12:
         raise UserError(f'steps={steps}: it takes 12 or more')
-    counts = [int(n) for n in neighbours.split(',')]
     print('tokens/s    ' + ''.join(f'{n} neighbours'.rjust(14) for n in counts), flush=True)
     best = {}
     for _ in range(rounds):
@@ -52,23 +65,44 @@ def speed(spin, n_neighbours):
     env.pop('GOMP_SPINCOUNT', None)
     if spin.isdigit():
         env['GOMP_SPINCOUNT'] = spin
-    busy = [subprocess.Popen([sys.executable, '-c', 'while True: pass'])
-            for _ in range(n_neighbours)]
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            words = ['train.py', 'config/demo.py', f'--data_dir={Path(data_dir).resolve()}',
-                     f'--out_dir={folder}/out', '--device=cpu',
-                     f'--compile={compile}', '--log_interval=1',
-                     f'--eval_interval={steps}', f'--n_tokens={steps * 2048 / 1e6 + 1e-6}']
-            subprocess.run([sys.executable, *words], cwd=ROOT, env=env, check=True,
-                           stdout=subprocess.DEVNULL)
-            rows = read_log(f'{folder}/out/log.csv')
-    finally:
-        for process in busy:
-            process.kill()
+    with busy(n_neighbours), tempfile.TemporaryDirectory() as folder:
+        words = ['train.py', 'config/demo.py', f'--data_dir={Path(data_dir).resolve()}',
+                 f'--out_dir={folder}/out', '--device=cpu',
+                 f'--compile={compile}', '--log_interval=1',
+                 f'--eval_interval={steps}', f'--n_tokens={steps * 2048 / 1e6 + 1e-6}']
+        subprocess.run([sys.executable, *words], cwd=ROOT, env=env, check=True,
+                       stdout=subprocess.DEVNULL)
+        rows = read_log(f'{folder}/out/log.csv')
     first, last = rows[10], rows[-1]
     tokens = int(last['tokens']) - int(first['tokens'])
     return tokens / (float(last['seconds']) - float(first['seconds']))
+
+
+@contextmanager
+def busy(n_neighbours):
+    """Meanwhile, so many processes that never rest."""
+    processes = [subprocess.Popen([sys.executable, '-c', 'while True: pass'])
+                 for _ in range(n_neighbours)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def choose_formats(counts):
+    """Print which formats --dtype=auto chooses, and how many times as fast as float32 the 16 bits
+    were at least and at most."""
+    device = torch.device('cpu')
+    for n in counts:
+        chosen, ratios = Counter(), []
+        with busy(n):
+            for _ in range(formats):
+                chosen[str(select_dtype('auto', device)[0])] += 1
+                wide, narrow = (time_products(name, device)[0] for name in CANDIDATES['cpu'])
+                ratios.append(wide / narrow)
+        print(f'{n} neighbours: {dict(chosen)}; bfloat16 is {min(ratios):.2f} to '
+              f'{max(ratios):.2f} times as fast', flush=True)
 
 
 if __name__ == '__main__':

@@ -71,7 +71,8 @@ def main():
                 seconds = run_train(ROOT, words)
                 model, _ = load_model(out)
                 ids = load_vocabulary(out).encode([val])[0]
-                print_row(f'{config} {flags}'.strip() + f', seed {seed}', seconds, WithLoss(model), ids)
+                name = f'{config} {flags}'.strip()
+                print_row(f'{name}, seed {seed}', seconds, WithLoss(model), ids)
 
 
 def train_nanogpt(folder, text):
@@ -109,7 +110,7 @@ def print_row(name, seconds, model, ids):
 def draw_runs(rows):
     """Nats per character against the seconds of the whole command."""
     from matplotlib.figure import Figure
-    figure = Figure(figsize=(7, 3), layout='constrained')
+    figure = Figure(figsize=(7, 4), layout='constrained')
     axes = figure.subplots()
     groups = {}  # all seeds of a config file are one group
     for row in rows:
@@ -120,10 +121,11 @@ def draw_runs(rows):
     axes.axhline(GPU_RECIPE, color='gray', ls='--', lw=1,
                  label="nanoGPT's README: its GPU recipe, on an A100, in random windows")
     axes.set_xscale('log')
-    axes.set_xticks([30, 60, 120, 300, 600], ['30 s', '1 min', '2 min', '5 min', '10 min'])
+    axes.set_xticks([20, 30, 60, 120, 300, 600],
+                    ['20 s', '30 s', '1 min', '2 min', '5 min', '10 min'])
     axes.minorticks_off()
     axes.set(xlabel='the whole command', ylabel='nats per character,\nin rows side by side')
-    axes.legend(fontsize=8)
+    figure.legend(loc='outside lower left', fontsize=8)
     axes.spines[['top', 'right']].set_visible(False)
     figure.savefig(draw)
 

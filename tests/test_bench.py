@@ -172,6 +172,16 @@ def test_where_there_are_no_runs_none_is_drawn(name, tmp_path):
     assert 'none.csv holds no run' in said
 
 
+def test_formats_are_chosen_beside_a_busy_process():
+    told = bench('neighbours', '--formats=2', '--neighbours=0,1').splitlines()
+    for n, line in enumerate(told):
+        chosen, least, most = re.fullmatch(
+            rf'{n} neighbours: {{(.*)}}; bfloat16 is (.*) to (.*) times as fast', line).groups()
+        assert sum(map(int, re.findall(r"'torch\.b?float\d\d': (\d)", chosen))) == 2
+        assert 0 < float(least) <= float(most)
+    assert len(told) == 2
+
+
 def test_the_dial_is_drawn_beside_what_people_chose(tmp_path):
     (tmp_path / 'runs.csv').write_text(DIAL)
     bench('dial', f'--results={tmp_path}/runs.csv', f'--draw={tmp_path}/dial.svg')
