@@ -431,7 +431,7 @@ def fit_to_minutes(run, meta, base, device):
     chosen |= choose(run, {**length, 'dtype': str(dtype).removeprefix('torch.'),
                            'compile': 'true' if compiled else 'false'})
     flags = ' '.join(f'--{name}={value}' for name, value in chosen.items())
-    print0(f'{run.minutes:g} minutes here: {flags}')
+    print0(f'{run.minutes:g} minute{"s" * (run.minutes != 1)} here: {flags}')
     if budget > 1.1 * run.epochs * n_tokens:
         print0(f'--epochs={run.epochs} takes less time, so it ends sooner')
     return run
@@ -453,7 +453,7 @@ def time_steps(run, meta, flops, dtype, device):
     model = new_model(run, data, meta).to(device)
     batch = data.batch(0)
     rating_ids = torch.tensor(data.rating_ids, device=device)
-    compiled = worth_compiling(run.compile, flops / world_size, device)
+    compiled = worth_compiling(run.compile, flops / world_size, device, run.minutes)
     network, dtype, compiled = make_network(
         model, batch, rating_ids, micro_rows, dtype, compiled, device)
     optimizer = make_optimizer(model, run.optimizer, run.lr, 0, False, dtype)

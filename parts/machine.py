@@ -315,20 +315,23 @@ def run_distributed(main):
 # uncompiled; for GPUs a guess. A rule of the settings alone and never of a clock, so that the same
 # command makes the same run and all processes choose alike.
 PAYS_FROM = {'cpu': 1e13, 'cuda': 3e15}
+# The same in minutes, where a person said how many there are (LOG.md, One dial)
+PAYS_FROM_MINUTES = 2
 # How far the loss and each gradient of a compiled pass may be off, relative to their length
 LARGEST_DIFFERENCE = {torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.1}
 
 
-def worth_compiling(choice, n_flops, device):
-    """Whether to compile a run of n_flops a process. choice: the setting, 'true', 'false' or
-    'auto'. Raises UserError.
+def worth_compiling(choice, n_flops, device, minutes=math.inf):
+    """Whether to compile a run of n_flops a process that may take so many minutes. choice: the
+    setting, 'true', 'false' or 'auto'. Raises UserError.
     """
     choice = {'1': 'true', '0': 'false'}.get(choice.lower(), choice.lower())
     if choice not in ('true', 'false', 'auto'):
         raise UserError(f"compile='{choice}': it is true, false or auto")
     if choice != 'auto':
         return choice == 'true'
-    return n_flops >= PAYS_FROM.get(device.type, math.inf)
+    enough = n_flops >= PAYS_FROM.get(device.type, math.inf)
+    return enough and minutes >= PAYS_FROM_MINUTES
 
 
 def compile_and_check(model, plain_loss, compiled_loss, dtype, device):

@@ -145,6 +145,12 @@ def test_compiling_is_decided_by_the_length_of_the_run(choice, n_flops, expected
     assert machine.worth_compiling(choice, n_flops, CPU) is expected
 
 
+def test_a_run_of_a_minute_is_not_compiled_unless_asked():
+    assert not machine.worth_compiling('auto', 1e20, CPU, minutes=1)
+    assert machine.worth_compiling('auto', 1e20, CPU, minutes=2)
+    assert machine.worth_compiling('true', 1e20, CPU, minutes=1)
+
+
 class WrongGradient(torch.autograd.Function):
     """Forwards the identity; backwards a gradient like that of a broken kernel."""
 
