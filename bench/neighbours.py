@@ -13,6 +13,7 @@ With --formats nothing is trained: the number format is chosen so many times bes
 neighbours, as --dtype=auto does it. Two runs of one command are alike only if it never changes.
 """
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -25,7 +26,7 @@ import torch
 from configurator import configure
 from parts.checkpoint import read_log
 from parts.errors import UserError, run_script
-from parts.machine import CANDIDATES, select_dtype, time_products
+from parts.machine import select_dtype
 
 data_dir = 'data/demo'         # what prepare.py wrote
 spins = 'auto,300000,10000,1000,100,one'
@@ -91,16 +92,18 @@ def busy(n_neighbours):
 
 
 def choose_formats(counts):
-    """Print which formats --dtype=auto chooses, and how many times as fast as float32 the 16 bits
-    were at least and at most."""
+    """Print which formats --dtype=auto chooses, and how many times as fast as float32 bfloat16 was
+    measured, at least and at most.
+    """
     device = torch.device('cpu')
     for n in counts:
         chosen, ratios = Counter(), []
         with busy(n):
             for _ in range(formats):
-                chosen[str(select_dtype('auto', device)[0])] += 1
-                wide, narrow = (time_products(name, device)[0] for name in CANDIDATES['cpu'])
-                ratios.append(wide / narrow)
+                dtype, sentence = select_dtype('auto', device)
+                chosen[str(dtype)] += 1
+                times = re.findall(r'([\d.]+) ms', sentence)  # of float32 and, if right, bfloat16
+                ratios.append(float(times[0]) / float(times[-1]))
         print(f'{n} neighbours: {dict(chosen)}; bfloat16 is {min(ratios):.2f} to '
               f'{max(ratios):.2f} times as fast', flush=True)
 
