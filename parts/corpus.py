@@ -36,6 +36,7 @@ from parts.checkpoint import atomic_write, part_of, read_json, sweep, to_json
 from parts.errors import UserError, user_path
 from parts.readers import (
     FILE_TYPES,
+    PLAIN_TYPES,
     UNITS,
     LeftOut,
     explain_encoding,
@@ -492,7 +493,7 @@ def read_source(source, reader, report, revision='', n_reviews=0, seed=0):
     report.columns = reader.read
     for name in ('text_column', 'rating_column'):
         wanted = getattr(reader, name)
-        if wanted not in ('', 'none') and set(report.types) <= {'.txt', '.md'}:
+        if wanted not in ('', 'none') and set(report.types) <= set(PLAIN_TYPES):
             raise UserError(f'{name}={wanted}: {source} is plain text, which has no columns')
 
 
@@ -604,7 +605,7 @@ def split_rows(unit, val_ratio, labels, numbered_rows):
     """
     file, first, rows = numbered_rows
     clean_text = cleaner(unit)
-    whole_file = unit == 'file' and file != 'demo' and file_type(file) in ('.txt', '.md')
+    whole_file = unit == 'file' and file != 'demo' and file_type(file) in PLAIN_TYPES
     lines = {side: bytearray() for side in SIDES}
     report = Report()
     digits = report.digits.setdefault(file, set())

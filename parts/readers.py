@@ -18,7 +18,8 @@ from itertools import chain, dropwhile, groupby, islice
 
 from parts.errors import UserError
 
-FILE_TYPES = ('.parquet', '.csv', '.tsv', '.jsonl', '.txt', '.md')
+PLAIN_TYPES = ('.txt', '.md')  # they have no columns
+FILE_TYPES = ('.parquet', '.csv', '.tsv', '.jsonl', *PLAIN_TYPES)
 UNITS = ('line', 'paragraph', 'file')
 TEXT_COLUMNS = ('review', 'document', 'comment', 'text')
 RATING_COLUMNS = ('rating', 'label', 'sentiment', 'score', 'star')  # the first that is there
