@@ -4,9 +4,10 @@
     python -m bench.staircase --draw=assets/staircase.svg
 
 Up: AdamW, small random weights, rows cut anywhere and read as one text; then one idea after the
-other is added. Down: all ideas but one; and ours, counting no more tokens than it trains on. Each
-run has the same shape, the same number of tokens and the same rows a step. Runs are kept in a file,
-and those that it holds are not made again.
+other is added. Down: all ideas but one; and ours, counting no more tokens than it trains on. (Down,
+nothing is compiled: that moves no score.) Each run has the same shape, the same number of tokens
+and the same rows a step; with --same_seconds=, each stair of the way up is then run once more, and
+all of these train for as long. Runs are kept in a file, and those that it holds are not made again.
 """
 import json
 import math
@@ -29,6 +30,7 @@ n_layers = 6                     # the shape of every run: blocks,
 d_model = 256                    # width,
 nhead = 4                        # attention heads
 n_tokens = 0.1                   # million, of every run
+same_seconds = 0.0               # of training: the way up once more, each run so long (0: not)
 batch_size = 4                   # rows of 256 a step
 eval_tokens = 0.02               # million: the score
 seeds = 1                        # of every run; rates are tried with the first
@@ -40,6 +42,7 @@ configure(globals())
 ROOT = Path(__file__).resolve().parent.parent
 # idea → what takes it away: a name of bench/without.py, or flags of train.py
 IDEAS = {
+    'the number format that is fastest': '--dtype=float32',
     'texts see no other text': 'masks',
     'whole texts in a row': 'packing',
     'short rows for short texts': 'short_rows',
@@ -47,9 +50,9 @@ IDEAS = {
     'blocks begin at zero, the embedding at one': 'small_weights',
     'first weights by counting': '--bigram_init=false',
     'Muon': '--optimizer=adamw',
+    'compiling': '--compile=false',
 }
 FIRST = "nanoGPT's ideas, here"
-STEPS = round(n_tokens * 1e6) // (batch_size * 256)           # of every run
 RUN = f'{Path(data_dir).name}, {n_layers}x{d_model}, {nhead} heads, {batch_size} rows, {n_tokens}M'
 
 
@@ -69,10 +72,12 @@ def main():
             # with counted weights another rate may be the best, so all are tried once more
             again = adamw_rates if idea == 'first weights by counting' else [first_rate]
             climb(f'+ {idea}', missing, seed, again)
-        for idea in list(IDEAS)[:-1]:                         # the last is the stair before the top
-            climb(f'ours without: {idea}', {idea: IDEAS[idea]}, seed, [])
-        climb('ours, counting no more than it trains on', {'': 'fewer_counts'}, seed, [])
+        slow = {'compiling': IDEAS['compiling']}
+        for idea in list(IDEAS)[:-2]:                         # without Muon: a stair of the way up
+            climb(f'ours without: {idea}', slow | {idea: IDEAS[idea]}, seed, [])
+        climb('ours, counting no more than it trains on', slow | {'': 'fewer_counts'}, seed, [])
     print_stairs(read_results())
+    print_same_seconds(read_results('seconds'))
 
 
 def climb(name, missing, seed, adamw_rates):
@@ -82,29 +87,44 @@ def climb(name, missing, seed, adamw_rates):
     if missing is not None and '--optimizer=adamw' not in missing.values():
         adamw_rates = ['6e-3']                                # Muon's default, which was not tuned
     rows = read_results()
-    kept = {(row['name'], row['seed'], row['lr']) for row in rows}
     for lr in adamw_rates if seed == 0 else [best_rate(rows, name)]:
-        if (name, seed, float(lr)) in kept:
-            continue
-        if missing is None:
-            curve = train_nanogpt(lr, seed)
-        else:
-            curve = train(missing.values(), lr, seed)
-        seconds, bits = curve[-1]
-        keep_run(results, {'run': RUN, 'name': name, 'seed': seed, 'lr': lr, 'bits_per_char': bits,
-                           'seconds': seconds, 'curve': json.dumps(curve)})
-        print(f'{name:36}  seed {seed}  lr {lr}  {bits:.4f} bits/char  {seconds:.0f} s', flush=True)
+        run_once('tokens', name, missing, float(lr), seed, n_tokens)
+    if same_seconds and not name.startswith('ours'):
+        rows = read_results()
+        lr = best_rate(rows, name)
+        took = [row['seconds'] for row in rows if row['name'] == name and row['lr'] == lr]
+        millions = n_tokens * same_seconds * len(took) / sum(took)
+        run_once('seconds', name, missing, lr, seed, millions)
 
 
-def read_results():
-    """The runs so far, [{column: value}]."""
+def run_once(same, name, missing, lr, seed, millions):
+    """Make a run that has not been made, and keep it. same: what it shares with the others of its
+    table, 'tokens' or 'seconds'.
+    """
+    if any((row['name'], row['seed'], row['lr']) == (name, seed, lr) for row in read_results(same)):
+        return
+    if missing is None:
+        curve = train_nanogpt(lr, seed, millions)
+    else:
+        curve = train(missing.values(), lr, seed, millions)
+    took, bits = curve[-1]
+    keep_run(results, {'run': RUN, 'same': same, 'name': name, 'seed': seed, 'lr': lr,
+                       'bits_per_char': bits, 'seconds': took, 'millions': millions,
+                       'curve': json.dumps(curve)})
+    print(f'{name:36}  seed {seed}  lr {lr}  {millions:.3f}M tokens  {bits:.4f} bits/char  '
+          f'{took:.0f} s', flush=True)
+
+
+def read_results(same='tokens'):
+    """The runs of as many tokens so far, or those of as many seconds, [{column: value}]."""
     rows = read_runs(results)
     if not draw and any(row['run'] != RUN for row in rows):
         raise UserError(f'{results} holds runs of {rows[0]["run"]}; name another --results')
     for row in rows:
         row.update(seed=int(row['seed']), lr=float(row['lr']), seconds=float(row['seconds']),
-                   bits_per_char=float(row['bits_per_char']), curve=json.loads(row['curve']))
-    return rows
+                   bits_per_char=float(row['bits_per_char']), millions=float(row['millions']),
+                   curve=json.loads(row['curve']))
+    return [row for row in rows if row['same'] == same]
 
 
 def best_rate(rows, name):
@@ -113,24 +133,26 @@ def best_rate(rows, name):
     return min(tried, key=lambda row: row['bits_per_char'])['lr']
 
 
-def train(missing, lr, seed):
+def train(missing, lr, seed, millions):
     """A run of ours → [(seconds of training, bits per character), …], the last at its end."""
     ways = ','.join(way for way in missing if not way.startswith('-'))
+    steps = round(millions * 1e6) // (batch_size * 256)
     with tempfile.TemporaryDirectory() as work:
         words = [f'--data_dir={Path(data_dir).resolve()}', f'--out_dir={work}/out', f'--lr={lr}',
-                 f'--seed={seed}', f'--batch_size={batch_size}', f'--n_tokens={n_tokens}',
-                 f'--eval_tokens={eval_tokens}', f'--eval_interval={math.ceil(STEPS / 4)}',
+                 f'--seed={seed}', f'--batch_size={batch_size}', f'--n_tokens={millions}',
+                 f'--eval_tokens={eval_tokens}', f'--eval_interval={math.ceil(steps / 4)}',
                  f'--n_layers={n_layers}', f'--d_model={d_model}', f'--nhead={nhead}',
-                 '--read_share=0', '--compile=false', '--device=cpu', '--dtype=float32',
+                 '--read_share=0', '--compile=true', '--device=cpu', '--dtype=auto',
                  *[way for way in missing if way.startswith('-')]]
         run_python(['-m', 'bench.without', ways, *words], ROOT)
         return [(float(row['seconds']), float(row['bits_per_char']))
                 for row in read_log(f'{work}/out/log.csv') if row['bits_per_char']]
 
 
-def train_nanogpt(lr, seed):
+def train_nanogpt(lr, seed, millions):
     """The same of nanoGPT, copied and not changed, on the same tokens."""
     meta = read_meta(data_dir, 'tokenizer')
+    steps = round(millions * 1e6) // (batch_size * 256)
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work, 'nanogpt')
         copy_nanogpt(nanogpt, 'train.py', folder)
@@ -148,13 +170,13 @@ def train_nanogpt(lr, seed):
              f'--n_embd={d_model}', '--block_size=256',
              f'--batch_size={batch_size}', '--gradient_accumulation_steps=1', '--dropout=0.0',
              f'--learning_rate={lr}', f'--min_lr={float(lr) / 10}', '--weight_decay=0.1',
-             f'--warmup_iters={min(100, STEPS // 10)}', f'--lr_decay_iters={STEPS}',
-             f'--max_iters={STEPS}', f'--eval_interval={STEPS}', '--eval_iters=1',
+             f'--warmup_iters={min(100, steps // 10)}', f'--lr_decay_iters={steps}',
+             f'--max_iters={steps}', f'--eval_interval={steps}', '--eval_iters=1',
              '--log_interval=1'], folder)
         times = [float(ms) / 1e3 for ms in re.findall(r'time ([\d.]+)ms', said)]
         bits = score(folder, data_dir, eval_tokens)['bits_per_char']
-    seconds = sum(times[1:-1]) / (len(times) - 2) * STEPS     # validations are in the two others
-    return [(seconds, bits)]
+    took = sum(times[1:-1]) / (len(times) - 2) * steps        # validations are in the two others
+    return [(took, bits)]
 
 
 def summary(rows):
@@ -196,6 +218,18 @@ def print_stairs(rows):
         tried = [row for row in rows if row['name'] == name and row['seed'] == 0]
         tried = ', '.join(f'{row["lr"]:g}: {row["bits_per_char"]:.3f}' for row in tried)
         print(f'| {name} | {mean:.3f} | {spread:.3f} | {seconds:.0f} | {reached} | {tried} |')
+
+
+def print_same_seconds(rows):
+    """The table of runs that took as long, if there are any."""
+    if rows:
+        print('\n| | seconds | million tokens | bits/char |\n|---|---|---|---|')
+    for name in dict.fromkeys(row['name'] for row in rows):
+        runs = [row for row in rows if row['name'] == name]
+        columns = [', '.join(format(run[column], form) for run in runs)
+                   for column, form in (('seconds', '.0f'), ('millions', '.2f'),
+                                        ('bits_per_char', '.3f'))]
+        print(f'| {name} | {" | ".join(columns)} |')
 
 
 def draw_stairs(rows):

@@ -270,12 +270,13 @@ def test_without_an_idea_the_run_is_another_one(ways, demo, plain, tmp_path):
     assert (losses[0] == losses[1]) == (ways == '')
 
 
-STAIRS = '''run,name,seed,lr,bits_per_char,seconds,curve
-a,nanoGPT,0,0.001,5.2,60,"[[60, 5.2]]"
-a,nanoGPT,0,0.002,5.1,60,"[[60, 5.1]]"
-a,"nanoGPT's ideas, here",0,0.002,5.0,50,"[[25, 5.5], [50, 5.0]]"
-a,+ Muon,0,0.006,4.5,60,"[[20, 5.2], [40, 4.8], [60, 4.5]]"
-a,+ Muon,1,0.006,4.7,60,"[[20, 5.2], [40, 4.8], [60, 4.7]]"
+STAIRS = '''run,same,name,seed,lr,bits_per_char,seconds,millions,curve
+a,tokens,nanoGPT,0,0.001,5.2,60,0.1,"[[60, 5.2]]"
+a,tokens,nanoGPT,0,0.002,5.1,60,0.1,"[[60, 5.1]]"
+a,tokens,"nanoGPT's ideas, here",0,0.002,5.0,50,0.1,"[[25, 5.5], [50, 5.0]]"
+a,tokens,+ Muon,0,0.006,4.5,60,0.1,"[[20, 5.2], [40, 4.8], [60, 4.5]]"
+a,tokens,+ Muon,1,0.006,4.7,60,0.1,"[[20, 5.2], [40, 4.8], [60, 4.7]]"
+a,seconds,+ Muon,0,0.006,4.0,80,0.2,"[[80, 4.0]]"
 '''
 
 
@@ -293,9 +294,10 @@ def test_the_staircase_is_drawn_from_runs_that_were_kept(tmp_path):
 @pytest.mark.long
 def test_the_staircase_climbs_and_makes_no_run_twice(demo, tmp_path):
     flags = [f'--data_dir={demo}', '--n_tokens=0.003', '--batch_size=1', '--eval_tokens=0.002',
-             '--rates=1e-3', f'--results={tmp_path}/runs.csv']
-    first = bench('staircase', *flags, timeout=900)           # fifteen runs
-    assert first.count('seed 0') == 15
+             '--rates=1e-3', '--same_seconds=1', f'--results={tmp_path}/runs.csv']
+    first = bench('staircase', *flags, timeout=900)
+    assert first.count('seed 0') == 10 + 10 + 8               # up, up for a second each, and down
+    assert '| seconds | million tokens |' in first
     assert 'ours without: whole texts in a row' in first
     again = bench('staircase', *flags)
     assert again.strip() and again in first                   # the table alone
