@@ -86,7 +86,8 @@ def main():
     with torch.no_grad():
         for some_x, some_y in zip(x.split(64), y.split(64)):
             nats += model(some_x, some_y)[0].item()
-    print(f'held out: {nats / n:.3f} nats per token')
+    bits = nats / math.log(2) / n * (len(val) - 1) / meta['val_chars']
+    print(f'held out: {nats / n:.3f} nats per token, {bits:.3f} bits per character')
 
     # </s> and the start token of a text that is there, then the prompt
     beginning = [*val[:2].tolist(), *vocabulary.encode([prompt])[0]]

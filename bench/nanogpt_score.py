@@ -57,7 +57,8 @@ def copy_nanogpt(nanogpt, needs, folder):
     source = user_path(nanogpt)
     if not (source / needs).exists():
         raise UserError(f'nanogpt={nanogpt!r} is no checkout of nanoGPT')
-    shutil.copytree(source, folder, ignore=shutil.ignore_patterns('.git', 'out*', 'input.txt'))
+    left = shutil.ignore_patterns('.git', 'out*', 'input.txt', 'kr')         # kr: docs/SPEEDRUN.md
+    shutil.copytree(source, folder, ignore=left)
 
 
 def run_python(words, folder):

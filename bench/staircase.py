@@ -85,7 +85,7 @@ def climb(name, missing, seed, adamw_rates):
     rate, then with the best; keep what has not been kept.
     """
     if missing is not None and '--optimizer=adamw' not in missing.values():
-        adamw_rates = ['6e-3']                                # Muon's default, which was not tuned
+        adamw_rates = ['6e-3']                                # Muon's default
     rows = read_results()
     for lr in adamw_rates if seed == 0 else [best_rate(rows, name)]:
         run_once('tokens', name, missing, float(lr), seed, n_tokens)
@@ -118,6 +118,8 @@ def run_once(same, name, missing, lr, seed, millions):
 def read_results(same='tokens'):
     """The runs of as many tokens so far, or those of as many seconds, [{column: value}]."""
     rows = read_runs(results)
+    if rows and 'same' not in rows[0]:
+        raise UserError(f'{results} has other columns; move it away or name another --results')
     if not draw and any(row['run'] != RUN for row in rows):
         raise UserError(f'{results} holds runs of {rows[0]["run"]}; name another --results')
     for row in rows:

@@ -36,6 +36,8 @@ from parts.checkpoint import atomic_write, part_of, read_json, sweep, to_json
 from parts.errors import UserError, user_path
 from parts.readers import (
     FILE_TYPES,
+    LABEL_WORDS,
+    MISSING,
     PLAIN_TYPES,
     UNITS,
     LeftOut,
@@ -58,7 +60,7 @@ RATING_NAMES = [(english, korean) for _, english, korean in RATINGS]
 RATING_DIGITS = {'-': UNKNOWN} | {str(rating): rating for rating in range(len(RATINGS))}
 
 # what a table may say of a rating → the rating
-NO_LABELS = {'': UNKNOWN, 'none': UNKNOWN, 'nan': UNKNOWN}
+NO_LABELS = {'': UNKNOWN, 'none': UNKNOWN} | {name.lower(): UNKNOWN for name in MISSING}
 RATING_LABELS = RATING_DIGITS | NO_LABELS | {'false': 0, 'true': 1}
 RATING_LABELS |= {name: n for n, names in enumerate(RATING_NAMES) for name in names}
 
@@ -174,7 +176,15 @@ LICENCES = {  # of sources, and of vocabularies
 }
 LANGUAGES = {'shakespeare': 'en'}  # of known sources; the others are in Korean
 DOWNLOADS = Path('data/download')
-ADVICE = {'.json': '; write one object a line and name it .jsonl'}  # for files that are not read
+ADVICE = {  # for files that are not read
+    '.json': '; write one object a line and name it .jsonl',
+    '.ndjson': '; name it .jsonl',
+    '.tab': '; name it .tsv',
+    '.arrow': '; save it as .parquet',
+    '.feather': '; save it as .parquet',
+}
+ADVICE |= dict.fromkeys(('.zip', '.bz2', '.xz', '.zst', '.7z', '.rar', '.tar', '.tgz'),
+                        '; unpack it')
 ADVICE |= dict.fromkeys(('.xlsx', '.xls', '.ods', '.numbers'), '; save the table as CSV (UTF-8)')
 ADVICE |= dict.fromkeys(('.docx', '.doc', '.odt', '.rtf', '.pdf', '.hwp', '.hwpx', '.epub'),
                         '; save it as plain text, .txt')
@@ -193,7 +203,8 @@ def find_source(source):
         return path
     types = ' '.join(FILE_TYPES)
     if path.is_file():
-        advice = ADVICE.get(path.suffix.lower(), '')
+        suffix = Path(path.name.lower().removesuffix('.gz')).suffix
+        advice = ADVICE.get(suffix, '')
         raise UserError(f"source '{source}' is a file of a type that is not read{advice} "
                         f'(these are: {types}, each also with .gz)')
     raise UserError(f"source '{source}' is neither one of {', '.join(KNOWN_SOURCES)} "
@@ -324,6 +335,8 @@ LINE_END = re.compile('\r\n|[\r\v\f\x1c-\x1f\x85\u2028\u2029]')
 # \ud800 to \udfff: halves of surrogate pairs, which no encoding can write; \ufeff: a BOM
 CONTROL_CHARACTER = re.compile('[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff\ufeff]')
 
+LATIN_CONTROL = re.compile('[\x80-\x84\x86-\x9f]')  # quotes and the like, if it was cp1252
+
 
 def clean(text):
     """A text as one line of plain characters. Cleaning twice changes nothing more.
@@ -407,6 +420,8 @@ class Report:
         self.left_out = Counter()  # why → how many
         self.types = Counter()     # '.csv' → how many files are read
         self.others = []           # files of a folder that are not read
+        self.folders = set()       # that are called as a rating is
+        self.n_controls = 0        # texts with control characters of ISO 8859-1
         self.empty = []            # files without a row
         self.columns = {}          # (text column, rating column) → names of all columns
         self.val_chars = 0
@@ -419,6 +434,7 @@ class Report:
             self.digits.setdefault(file, set()).update(seen)
         self.ratings += part.ratings
         self.left_out += part.left_out
+        self.n_controls += part.n_controls
         self.n_texts += part.n_texts
         self.val_chars += part.val_chars
         self.val_bits += part.val_bits
@@ -450,6 +466,12 @@ class Report:
         if self.columns and not self.rated:
             names = listed(next(iter(self.columns.values())))
             yield f'{self.name}: no ratings; its columns are {names} (--rating_column= takes one)'
+        if self.folders:
+            yield (f'{self.name}: no ratings are read from the names of folders '
+                   f'({", ".join(sorted(self.folders))}); a table has a column for them')
+        if self.n_controls:
+            yield (f'{self.name}: texts with characters of U+0080 to U+009F, which were removed: '
+                   f'{self.n_controls:,} (were they quotes and dashes, cp1252 read as Latin-1?)')
         if len(self.types) > 1:
             parts = [f'{n:,} {suffix}' for suffix, n in self.types.items()]
             yield f'{self.name}: files read: {", ".join(parts)}'
@@ -482,6 +504,9 @@ def read_source(source, reader, report, revision='', n_reviews=0, seed=0):
     else:
         files, report.others = source_files(source, revision)
         report.types = Counter(map(file_type, files))
+        if set(report.types) <= set(PLAIN_TYPES):
+            names = {file.parent.name for file in files if file.parent.name.lower() in LABEL_WORDS}
+            report.folders = names if len(names) > 1 else set()
         tables = ((file, read_file(file, reader)) for file in files)
     for file, rows in tables:
         n_rows = 0
@@ -586,7 +611,7 @@ def split_sources(sources, folder, val_ratio, labels, make_reader, **reading):
         if labels.given and not any(report.rated for report in labelled):
             raise UserError('--ratings= says what ratings mean, and no text has one; '
                             '--rating_column= names the column of a table that holds them')
-        check_sides(reports, val_ratio)
+        check_sides(reports, val_ratio, reader.unit)
         meta = {'sources': [report.meta() for report in reports],
                 'unit': reader.unit, 'files': files}
         for side, file in shared.items():
@@ -612,7 +637,9 @@ def split_rows(unit, val_ratio, labels, numbered_rows):
     for n, (text, label, *bits) in enumerate(rows, first):
         report.n_rows += 1
         reason = text if isinstance(text, LeftOut) else 'empty'
-        text = clean_text(text) if text and reason == 'empty' else ''
+        text = text if text and reason == 'empty' else ''
+        report.n_controls += not text.isprintable() and bool(LATIN_CONTROL.search(text))
+        text = clean_text(text)
         seen = visible(text)
         if not seen:
             report.left_out[reason] += 1
@@ -644,7 +671,7 @@ def split_rows(unit, val_ratio, labels, numbered_rows):
     return lines, report
 
 
-def check_sides(reports, val_ratio):
+def check_sides(reports, val_ratio, unit):
     """Raise UserError where a side has no text."""
     n_texts = {side: sum(report.n_texts[side] for report in reports) for side in SIDES}
     if all(n_texts.values()):
@@ -652,8 +679,11 @@ def check_sides(reports, val_ratio):
     left_out = [report.left_out_words() for report in reports if report.left_out]
     left_out += [f'{file} has none' for report in reports for file in report.empty[:3]]
     why = f' ({"; ".join(left_out)})' if left_out else ''
+    plain = all(report.types and set(report.types) <= set(PLAIN_TYPES) for report in reports)
+    advice = ('; --unit=file makes one text of a file and keeps its end for validation'
+              if plain and unit != 'file' and any(n_texts.values()) else '')
     raise UserError(f'{sum(n_texts.values()):,} texts are too few, or too much alike, to have some '
-                    f'on each side with val_ratio={val_ratio}{why}')
+                    f'on each side with val_ratio={val_ratio}{why}{advice}')
 
 
 class TextFile:

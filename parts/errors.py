@@ -20,7 +20,7 @@ def how_to_wait():
 
     OpenMP's threads wait for each other at the end of every loop, and meanwhile spin: 300,000 times
     before they give their core away. Alone on a machine that is the fastest way. Beside a busy
-    program a thread that spins holds the core that the late one needs, so 1,000 times are enough
+    program a thread that spins holds the core that the late one needs, so 100 times are enough
     there (LOG.md, Neighbours). What a person has set stands. The sums do not depend on it.
     """
     if {'GOMP_SPINCOUNT', 'OMP_WAIT_POLICY'} & set(os.environ):
@@ -34,7 +34,7 @@ def how_to_wait():
             time.sleep(0.01)
     except (AttributeError, OSError, ValueError, IndexError):  # no Linux
         return {}
-    return {'GOMP_SPINCOUNT': '1000'}
+    return {'GOMP_SPINCOUNT': '100'}
 
 
 def user_path(text):

@@ -60,8 +60,8 @@ class MuonAdamW(torch.optim.Optimizer):
         momentum = state['momentum'].lerp_(gradients, 1 - MOMENTUM)
         direction = gradients.lerp(momentum, MOMENTUM)        # Nesterov's look ahead
         update = orthogonalize(direction, self.dtype).float()
-        # as long a step as AdamW's, whose entries are about 0.2 in size (Liu et al. 2025,
-        # arXiv:2502.16982)
+        # as long a step as AdamW's, whose entries are about 0.2 in size; those of an orthogonal
+        # matrix are about 1/√max(rows, columns) (Liu et al. 2025, arXiv:2502.16982)
         length = 0.2 * math.sqrt(max(update.shape[1:]))
         torch._foreach_mul_(params, 1 - group['lr'] * group['weight_decay'])  # all in one call
         torch._foreach_add_(params, update.unbind(), alpha=-group['lr'] * length)

@@ -24,6 +24,12 @@ UNITS = ('line', 'paragraph', 'file')
 TEXT_COLUMNS = ('review', 'document', 'comment', 'text')
 RATING_COLUMNS = ('rating', 'label', 'sentiment', 'score', 'star')  # the first that is there
 KNOWN_COLUMNS = {*TEXT_COLUMNS, *RATING_COLUMNS, 'id'}
+LABEL_WORDS = {  # what files call a rating: to see what a column means, not to read it
+    'negative': 0, 'neg': 0, 'bad': 0, '부정': 0,
+    'positive': 1, 'pos': 1, 'good': 1, '긍정': 1,
+    'neutral': 2, 'neu': 2, 'ambiguous': 2, '중립': 2, '보통': 2,
+}
+MISSING = ('NA', 'NaN', 'nan', 'NULL', '<NA>', r'\N')  # what programs write where there is nothing
 
 
 # characters that show nothing: Unicode's Default_Ignorable_Code_Point, what is no character, the
@@ -80,7 +86,7 @@ class Reader:
         self.lines_meant = lines_meant
         self.text_column = text_column
         self.rating_column = rating_column
-        self.chosen = {}  # names of all columns → (text column, rating column or None)
+        self.chosen = {}  # arguments of choose_columns → (text column, rating column or None)
         self.read = {}    # those pairs that were read → names of all columns
 
     def rows(self, path):
@@ -134,7 +140,8 @@ class Reader:
         that a person named may be missing.
         """
         names = tuple(names)
-        if names not in self.chosen:
+        asked = names, first, sparse
+        if asked not in self.chosen:
             there = [name for name in names if plain(name) in TEXT_COLUMNS]
             if len(there) > 1 and not self.text_column and not first[0]:
                 raise UserError(f'each of its columns {listed(there)} could be the text; '
@@ -149,10 +156,24 @@ class Reader:
                 plain(name) == plain(self.rating_column) for name in names)
             if self.rating_column != 'none' and not missing:
                 rating = find_column(names, self.rating_column, RATING_COLUMNS, '--rating_column')
-            self.chosen[names] = (text, rating)
-        pair = tuple(old if old in names else new for old, new in zip(first, self.chosen[names]))
+            self.chosen[asked] = (text, rating)
+        pair = tuple(old if old in names else new for old, new in zip(first, self.chosen[asked]))
         self.read.setdefault(pair, names)
         return pair
+
+    def compare_columns(self, row, rating):
+        """Raise UserError where another column contradicts the rating of a row, {column: cell}, as
+        a sentiment of 'neutral' beside a label of 1.
+        """
+        if rating is None or self.labels_meant or self.rating_column:
+            return
+        digit = re.sub(r'\.0$', '', str(row.get(rating)).strip())
+        for other in row if digit.isdigit() else ():
+            meaning = LABEL_WORDS.get(visible(str(row[other])).lower())
+            if plain(other) in RATING_COLUMNS and str(meaning) not in (digit, 'None'):
+                raise UserError(f'its {rating!r} is {digit} where {other!r} is {row[other]!r}; '
+                                '--rating_column= says which of them is the rating, and --ratings= '
+                                'which labels are 0 (negative), 1 (positive) and 2 (ambiguous)')
 
     # --- plain text ---
 
@@ -177,6 +198,9 @@ class Reader:
 
     def json_rows(self, path):
         first = (None, None)  # the columns of the first row stand, where there are more
+        known = set()         # all keys so far
+        usual = [plain(self.text_column)] if self.text_column else TEXT_COLUMNS
+        row = {}
         with self.open(path) as file:
             for n, line in enumerate(file, 1):
                 line = line.replace('\ufeff', '').strip()
@@ -193,12 +217,22 @@ class Reader:
                 if not isinstance(row, dict):
                     raise UserError(f'line {n} is no JSON object; each line of a .jsonl is one, '
                                     f'as {{"text": "…", "label": 1}}')
+                lacks = first[0] not in row and not any(plain(key) in usual for key in row)
+                if lacks and (self.text_column or first[0] and known.issuperset(row)):
+                    yield LeftOut(f'without the key {self.text_column or first[0]!r}'), None
+                    continue
+                known.update(row)
                 text, rating = self.choose_columns(row, first, sparse=True)
                 first = first[0] or text, first[1] or rating
+                if n <= 100:
+                    self.compare_columns(row, rating)
                 value = row[text]
                 if not isinstance(value, str | None):
                     value = LeftOut(f'{KINDS[type(value)]} in place of text')
-                yield value, row.get(rating)
+                yield present(value), row.get(rating)
+        if row and not first[0]:
+            raise UserError(f'no object has the key {self.text_column!r} (--text_column=); the '
+                            f'last one has {listed(row)}')
         if first[0] and not first[1] and self.rating_column not in ('', 'none'):
             raise UserError(f'no object has the key {self.rating_column!r} (--rating_column=)')
 
@@ -218,11 +252,16 @@ class Reader:
             if not self.labels_meant:
                 check_label_names(table.schema_arrow.metadata, rating)
             wanted = [text] if rating is None else [text, rating]
+            others = [name for name in table.schema_arrow.names if plain(name) in RATING_COLUMNS]
+            for some in table.iter_batches(100, columns=others):
+                for row in some.to_pylist():
+                    self.compare_columns(row, rating)
+                break
             for batch in table.iter_batches(5000, columns=wanted):
                 labels = [None] * len(batch)
                 if rating is not None:
                     labels = batch.column(rating).to_pylist()
-                yield from zip(batch.column(text).to_pylist(), labels)
+                yield from zip(map(present, batch.column(text).to_pylist()), labels)
 
     def table_rows(self, path, suffix):
         csv.field_size_limit(1 << 30)  # a text may be long
@@ -264,6 +303,9 @@ class Reader:
         if numbers and len(header) > 1 and not self.text_column:
             raise UserError(f'its column {text!r} holds numbers; --text_column= names the one with '
                             f'the texts, of {listed(header)}')
+        for _, cells in some:
+            if len(cells) == len(header):
+                self.compare_columns(dict(zip(header, cells)), rating)
         usual = {plain(name[-100:]) for name in header}
         for n, cells in lines:
             if not any(cells) or len(cells) == 1 < len(header) and not cells[0].strip():
@@ -278,10 +320,8 @@ class Reader:
             # (the shortest cell is looked at first: a text takes longer)
             elif plain(min(cells, key=len)[-100:]) in usual and is_header(cells, header, n):
                 yield LeftOut('the names of the columns again'), None
-            elif cells[text_cell].strip() in ('NA', 'NaN', 'nan', 'NULL', '<NA>', r'\N'):
-                yield LeftOut('missing (NA, nan, NULL)'), None
             else:
-                yield cells[text_cell], None if rating is None else cells[rating_cell]
+                yield present(cells[text_cell]), None if rating is None else cells[rating_cell]
 
     def is_quoted(self, path):
         '''Whether the cells of a table parted by tabs are quoted, as pandas and Excel do it where
@@ -402,6 +442,13 @@ def is_header(cells, header, n):
     return again == names
 
 
+def present(text):
+    """A text, or a LeftOut where a program wrote that there is none."""
+    if text and len(text) < 9 and text.strip() in MISSING:
+        return LeftOut('missing (NA, nan, NULL)')
+    return text
+
+
 def unique_keys(pairs):
     """A JSON object as a dict. Raises UserError where a key is there twice."""
     row = dict(pairs)
@@ -420,8 +467,7 @@ def check_label_names(metadata, column):
         names = [str(name).lower() for name in told['info']['features'][column]['names']]
     except (KeyError, TypeError, ValueError):                 # it does not say it
         return
-    usual = {'negative': 0, 'neg': 0, 'positive': 1, 'pos': 1, 'neutral': 2}
-    if any(usual.get(name, n) != n for n, name in enumerate(names)):
+    if any(LABEL_WORDS.get(name, n) != n for n, name in enumerate(names)):
         said = ', '.join(f'{n} is {name}' for n, name in enumerate(names))
         raise UserError(f'its column {column!r} says that {said[:200]}; --ratings= says which are '
                         '0 (negative), 1 (positive) and 2 (ambiguous)')
@@ -479,6 +525,8 @@ def refuse_tables(file, wanted, by_lines):
                                 f'{suffix}{advice}')
     if not by_lines:
         return
+    if re.match(r'\s*(\{\s*"|\[\s*[\["{])', '\n'.join(lines)):
+        raise UserError(f'this is JSON; name it .jsonl{advice}')
     for delimiter, (sign, suffix) in DELIMITERS.items():
         rows = [cells for line in lines if len(cells := line.split(delimiter)) > 1]
         # labels at one end: numbers, or a few words again and again
@@ -488,6 +536,11 @@ def refuse_tables(file, wanted, by_lines):
         n_likely = len(rows) if delimiter in '\t|' or words else labels
         bare_rows = [outside_quotes(line).split(delimiter) for line in lines]
         n_likely = max(n_likely, sum(len(c) > 1 and set(c) == {'""'} for c in bare_rows))
+        if len(lines) > 9 and len(set(map(len, bare_rows))) == 1 and len(bare_rows[0]) > 2:
+            # two commas in each line, say, and in one place no spaces: dates, names
+            if any(all(cell.strip('" ') and ' ' not in cell.strip() for cell in column)
+                   for column in zip(*bare_rows)):
+                n_likely = len(lines)
         if delimiter == '\t':                                 # a quoted cell may have several lines
             whole_rows = outside_quotes('\n'.join(lines), r'(^|\t)').split('\n')
             if sum('\t' in row for row in whole_rows) > 0.9 * len(whole_rows):
@@ -497,13 +550,28 @@ def refuse_tables(file, wanted, by_lines):
             raise UserError(f'this is a table: its lines have {n_cells} cells, parted by {sign}s; '
                             f'name it {suffix}, and if its first line does not name the columns, '
                             f'write their names above it{advice}')
-    # of R's write.table, and of fastText
+    refuse_labels(lines, advice)
+
+
+def refuse_labels(lines, advice):
+    """Raise UserError where lines begin or end with a label, and only a space parts it from the
+    text: as R's write.table and fastText write them, and many a set of sentences.
+    """
+    few = 0.1 * len(lines)                                    # may be broken
     cells = r'"[^"]*"( ("[^"]*"|NA|-?[\d.]+))+|__label__.*'
-    if len(lines) > 1 and sum(bool(re.fullmatch(cells, row)) for row in lines) > 0.9 * len(lines):
+    if len(lines) > 1 and sum(not re.fullmatch(cells, line) for line in lines) < few:
         raise UserError('this is a table with spaces between its cells; write tabs, and the names '
                         f'above (label, text), and name it .tsv{advice}')
-    if re.match(r'\s*(\{\s*"|\[\s*[\["{])', '\n'.join(lines)):
-        raise UserError(f'this is JSON; name it .jsonl{advice}')
+    # (1:1 may be a verse, a time or a score)
+    for place, pattern in (('begins', r'([\w-]+)(?:[\s@]|:(?!\d)).*'),
+                           ('ends', r'.*(?:[\s@]|(?<!\d):)([\w-]+)\s*')):
+        labels = [match[1].lower() for line in lines if (match := re.fullmatch(pattern, line))]
+        kinds = set(labels)
+        if (len(lines) > 19 and len(lines) - len(labels) < few and 1 < len(kinds) < 6
+                and all(re.fullmatch(r'-?\d', kind) or kind in LABEL_WORDS for kind in kinds)):
+            raise UserError(f'each line {place} with one of {listed(sorted(kinds))}, as if with a '
+                            'rating; write a tab between it and the text, and the names above '
+                            f'(label, text), and name it .tsv{advice}')
 
 
 def outside_quotes(lines, before='()'):
@@ -536,11 +604,13 @@ def explain_encoding(path, encoding):
     n_bad = text.count('\ufffd')
     n_foreign = sum(not character.isascii() for character in text)
     few_are_bad = n_bad * 10 < n_foreign or n_bad <= 1
+    only_bad = n_bad == n_foreign
     likely, advice = guess_encoding(head)
     is_utf8 = likely == 'utf-8' != named and not head.isascii()
-    if (few_are_bad or not likely) and not is_utf8 and not has_zeros(head) and '16' not in named:
+    first_tells = few_are_bad or not likely and not only_bad
+    if first_tells and not is_utf8 and not has_zeros(head) and '16' not in named:
         with opener(path)(path, 'rb') as file:
-            return f'{path}{first_bad_byte(file, named)}'
+            return f'{path}{first_bad_byte(file, named, only_bad)}'
     if likely == named:
         return f'{path} is not {named} throughout; is it whole?'
     return f'{path} is not {named}; {advice}'
@@ -554,8 +624,10 @@ def has_zeros(head):
     return more > 1 + len(head) // 100 and more > 2 * fewer
 
 
-def first_bad_byte(file, encoding):
-    """Where the first byte stands that the encoding cannot have, and what is before it."""
+def first_bad_byte(file, encoding, western):
+    """Where the first byte stands that the encoding cannot have, and what is before it. western:
+    whether it may be cp1252, which has one byte for é.
+    """
     offset = 0
     for n, line in enumerate(file, 1):
         try:
@@ -565,7 +637,7 @@ def first_bad_byte(file, encoding):
             if error.end == len(line) and re.search('end of data|incomplete', error.reason):
                 return f', line {n}: it ends within a character, after {before!r}; is it whole?'
             byte = line[error.start]
-            other = '' if encoding == 'cp1252' else ' (--encoding=cp1252, perhaps)'
+            other = ' (--encoding=cp1252, perhaps)' if western and encoding != 'cp1252' else ''
             return (f', line {n}: after {before!r} stands the byte 0x{byte:02x} (byte '
                     f'{offset + error.start:,} of the file), which is not {encoding}; mend it, say '
                     f'in which encoding it is{other}, or drop all such bytes '
@@ -592,7 +664,9 @@ def guess_encoding(head):
                           'look whether accents and quotes are right')
     else:
         likely = 'cp949'
-    if decodes(head, likely):
+    text = head.decode(likely, errors='replace')
+    few_are_bad = 20 * text.count('\ufffd') < len(re.findall('[가-힣]', text))
+    if decodes(head, likely) or likely == 'cp949' and few_are_bad:
         return likely, (f'it looks like {likely}: say --encoding={likely}, and look whether the '
                         'text comes out right')
     return '', 'convert it to UTF-8 (iconv -f ENCODING -t UTF-8) or say --encoding='

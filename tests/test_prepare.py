@@ -711,6 +711,53 @@ def test_tables_that_were_joined_are_read_as_one(tmp_path):
     assert 'kept: 60' in works(tmp_path, '--source=excel.csv', '--mode=manual')
 
 
+def test_what_is_missing_or_removed_is_counted(tmp_path):
+    rows = [f'{{"body": "{text}", "overall": {n % 2}}}\n' for n, text in enumerate(LINES)]
+    rows += ['{"overall": 1}\n', '{"body": "nan", "overall": "NA"}\n',
+             '{"body": "don\\u0092t", "overall": "NA"}\n']
+    write(tmp_path / 'r.jsonl', ''.join(rows))
+    out = works(tmp_path, '--source=r.jsonl', '--mode=manual', '--text_column=body',
+                '--rating_column=overall')
+    assert 'texts read: 63, kept: 61' in out
+    assert "1 without the key 'body'" in out and '1 missing (NA, nan, NULL)' in out
+    assert '30 negative, 30 positive, 0 ambiguous, 1 without a rating' in out
+    assert 'U+0080 to U+009F, which were removed: 1 ' in out
+
+
+@pytest.mark.parametrize('lines', [
+    ''.join(f'1:{n % 4 + 1}{n} 태초에 {n}\n' for n in range(200)),           # verses
+    ''.join(f'{n % 3}:{n:02} 안녕하세요 {n}\n' for n in range(200)),           # times
+    ''.join(f'맨유 첼시 {n}회 {n % 3}:1\n' for n in range(200)),
+    ''.join(f'옛 연못 {n}, 개구리 뛰는, 물 소리 {n}\n' for n in range(200)),
+])
+def test_lines_that_are_no_table_are_lines(tmp_path, lines):
+    write(tmp_path / 'r.txt', lines)
+    works(tmp_path, '--source=r.txt', '--mode=manual')
+    assert len(reviews(tmp_path / 'data/r')) == 200
+
+
+def test_two_kinds_of_objects_are_both_read(tmp_path):
+    rows = [f'{{"{"comment" if n else "review"}": "{text}"}}' for n, text in enumerate(LINES)]
+    write(tmp_path / 'r.jsonl', '\n'.join(rows))
+    works(tmp_path, '--source=r.jsonl', '--mode=manual')
+    assert len(reviews(tmp_path / 'data/r')) == 60
+
+
+def test_a_second_file_is_asked_about_as_the_first_would_be(tmp_path):
+    write(tmp_path / 'f/a.jsonl', '{"text": "굿", "label": 1}\n'
+          '{"text": "별로", "label": 0, "comment": "확인"}\n')
+    write(tmp_path / 'f/b.jsonl', '{"text": "느림", "label": 0, "comment": "확인"}\n')
+    sentence = refused(tmp_path, '--source=f', '--mode=manual')
+    assert 'b.jsonl' in sentence and "'text', 'comment' could be the text" in sentence
+
+
+def test_folders_that_are_ratings_are_told(tmp_path):
+    for n, text in enumerate(LINES):
+        write(tmp_path / 'm' / ('pos' if n % 2 else 'neg') / f'{n}.txt', text)
+    out = works(tmp_path, '--source=m', '--mode=manual')
+    assert 'no ratings are read from the names of folders (neg, pos)' in out
+
+
 def test_texts_that_look_alike_are_on_one_side():
     alike = ['맛집 추천', '맛집 \u200b추천', '맛집\u200b  추천', '맛집\n추천',
              unicodedata.normalize('NFD', '맛집 추천').replace('ᆸ', '\u200bᆸ')]
@@ -934,6 +981,17 @@ def parquet_of_the_hub(path):
     pyarrow.parquet.write_table(table, path)
 
 
+def parquet_of_korean_labels(path):
+    told = {'huggingface': json.dumps({'info': {'features': {'label': {'names': ['긍정', '부정']}}}})}
+    table = pyarrow.table({'text': LINES, 'label': [0, 1] * 30}).replace_schema_metadata(told)
+    pyarrow.parquet.write_table(table, path)
+
+
+def parquet_of_two_ratings(path):
+    table = {'text': LINES, 'label': [0, 1, 2] * 20, 'sentiment': ['neg', 'neutral', 'pos'] * 20}
+    pyarrow.parquet.write_table(pyarrow.table(table), path)
+
+
 def parquet_of_bytes(path):
     pyarrow.parquet.write_table(pyarrow.table({'text': ['굿'.encode()]}), path)
 
@@ -950,11 +1008,22 @@ BAD_FILES = {  # what is wrong: file, its content, words of the sentence
                          ['line 3', 'doubled']),
     'Unicode text of Excel': ('r.txt', '별점\t내용\n5\t"굿\n또"\n1\t"별로\n다신"\n', ['a table', '.tsv']),
     'fastText': ('r.txt', '__label__2 굿: 또\n__label__1 별로\n', ['a table', '.tsv']),
+    'a label in front': ('r.txt', '1 맛있다\n0 별로 또\n' * 20, ["begins with one of '0', '1'", '.tsv']),
+    'a label behind': ('r.txt', '굿 또.@positive\n별로@neutral\n' * 20, ['ends with one of', '.tsv']),
+    'a date in front': ('r.txt', 'when,who,body\n' + ''.join(f'2021-01-{n},a{n},굿 {n}\n'
+                                                            for n in range(10, 30)),
+                        ['3 cells', 'commas']),
     'R': ('r.txt', '"text" "label"\n"1" "굿, 또" 1\n"2" "별로" NA\n', ['spaces between its cells']),
     'numbers of rows': ('r.tsv', '"text"\t"label"\n"1"\t"굿"\t1\n', ['row.names=FALSE']),
     'no names': ('r.csv', '굿,1\n별로,0\n', ['the line with the names is missing']),
     'rating 3': ('r.csv', 'Review,Rating\n굿,1\n별로,3\n', ['row 2', "'3'", '0 (negative)',
                                                         '--ratings=1:0,2:0,3:2,4:1,5:1']),
+    'two ratings': ('r.csv', 'text,label,sentiment\n별로,0,negative\n굿,2,Positive\n',
+                    ["'label' is 2 where 'sentiment' is 'Positive'", '--rating_column=']),
+    'two of JSON': ('r.jsonl', '{"text": "그냥", "label": 1, "sentiment": "neutral"}\n',
+                    ["'label' is 1 where 'sentiment' is 'neutral'"]),
+    'two of parquet': ('r.parquet', parquet_of_two_ratings, ["'label' is 1"]),
+    'Korean labels of the Hub': ('r.parquet', parquet_of_korean_labels, ['0 is 긍정']),
     'rating 1.5': ('r.jsonl', '{"text": "굿", "label": 1.5}', ['row 1', '1.5']),
     'ratings 1 and 2': ('r.csv', 'text,label\n굿,2\n별로,1\n', ['1 and 2', '--ratings=1:0,2:1']),
     'commas': ('r.csv', COMMAS, ['line 3 has 4 cells', '2;', 'comma']),
@@ -971,6 +1040,10 @@ BAD_FILES = {  # what is wrong: file, its content, words of the sentence
     'deep JSON': ('r.jsonl', '[' * 100_000, ['r.jsonl']),
     'no text at all': ('r.jsonl', '{"text": 7}', ['0 texts', '1 numbers in place of text']),
     'JSON by another name': ('r.json', '[]', ['name it .jsonl']),
+    'no such key': ('r.jsonl', '{"body": 1}\n{"text": "굿"}\n', ["'body'", '--text_column=']),
+    'packed JSON': ('r.json.gz', '', ['name it .jsonl']),
+    'JSON of another name': ('r.ndjson', '{}', ['name it .jsonl']),
+    'an archive': ('r.csv.zip', 'PK', ['unpack it']),
     'a sheet of Excel': ('r.XLSX', 'PK', ['save the table as CSV']),
     'a table called .txt': ('r.txt', 'id\tdocument\tlabel\n1\t굿\t1\n', ['a table', '.tsv']),
     'a CSV called .txt': ('r.txt', 'text,label\n굿,1\n', ['a table', '.csv']),
@@ -1004,9 +1077,11 @@ BAD_FILES = {  # what is wrong: file, its content, words of the sentence
     'empty table': ('r.csv', '', ['0 texts']),
     'only names': ('r.csv', 'text,label\n', ['0 texts']),
     'blank': ('r.txt', '\n \n\x00\n', ['0 texts', '3 empty']),
-    'one text': ('r.txt', GOOD, ['1 texts', 'val_ratio']),
+    'one text': ('r.txt', GOOD, ['1 texts', 'val_ratio', '--unit=file']),
     'one text again and again': ('r.txt', f'{GOOD}\n' * 30, ['30 texts', 'too much alike']),
     'cp949 by its name': ('r.txt', '맛있어요\n'.encode('cp949') * 9, ['say --encoding=cp949']),
+    'cp949 with a broken letter': ('r.csv', ('text\n' + '맛있어요\n' * 9).encode('cp949') + b'\xbe,\n',
+                                   ['say --encoding=cp949']),
     'neither UTF-8 nor anything': ('r.txt', b'\x80\xff\xfe\x81\x20' * 50, ['iconv']),
     'one bad byte': ('r.txt', f'굿\n{GOOD} '.encode() + b'\xff\n', ['line 2', '0xff', 'ㅋㅋ']),
     'cut within a character': ('r.txt', '굿\n별로'.encode()[:-1], ['line 2', 'ends within']),
