@@ -76,6 +76,47 @@ def test_nanogpt_is_scored_in_our_unit_with_half_a_row_before_each_token(demo, t
     assert said['bits_per_char'] == pytest.approx(nats / math.log(2) / chars_per_token, rel=1e-5)
 
 
+BASE_TRAIN = """
+import torch
+import wandb
+from types import SimpleNamespace
+from nanochat.checkpoint_manager import save_checkpoint
+from nanochat.dataloader import loader
+from nanochat.tokenizer import get_tokenizer
+from scripts.base_eval import evaluate_core
+
+bos, size = get_tokenizer().get_bos_token_id(), get_tokenizer().get_vocab_size()
+texts, _ = next(loader('train'))
+assert len(texts) == 4 and all(text[0] == bos and bos not in text[1:] for text in texts)
+
+class Model(torch.nn.Module):
+    config = SimpleNamespace(sequence_len=64)
+
+    def forward(self, x):
+        return torch.arange(size).div(size).expand(*x.shape, -1)
+
+orig_model, total_tokens, total_training_time = Model(), 7, 1.0
+"""
+LOADER = 'def loader(split):\n    return _document_batches(split, None, 4)\n'
+
+
+def test_nanochat_reads_our_texts_and_is_scored_in_our_unit(demo, tmp_path):
+    for name, text in (('scripts/base_train.py', BASE_TRAIN), ('nanochat/dataloader.py', LOADER)):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(text)
+    (tmp_path / 'nanochat/__init__.py').touch()
+    flags = [f'--data_dir={demo}', '--n_tokens=0.001']
+    said = json.loads(bench('nanochat', f'--nanochat={tmp_path}', *flags))
+    meta = read_meta(demo, 'tokenizer')
+    ids = map_file(demo / 'tokenizer/val.bin', '<u2')[1:1001].astype(np.int64)
+    scores = torch.arange(meta['vocab_size']).div(meta['vocab_size'])
+    nats = -scores.log_softmax(dim=0)[torch.from_numpy(ids)].mean().item()
+    chars_per_token = meta['val_chars'] / (meta['val_tokens'] - 1)
+    assert said['bits_per_char'] == pytest.approx(nats / math.log(2) / chars_per_token, rel=1e-5)
+    assert said['trained on'] == 7
+    assert 'is no checkout of nanochat' in bench('nanochat', *flags, ok=False)
+
+
 @pytest.mark.long
 def test_a_linear_model_stands_beside_ours_on_the_same_texts(demo, models):
     folder = models / 'decoder'
