@@ -156,7 +156,8 @@ def test_where_one_process_dies_the_others_end_and_one_goes_on(demo, tmp_path, s
     _, error = running.communicate(timeout=120)
     assert running.returncode != 0
     assert 'SIGKILL' in error, error
-    assert 'another process has ended' in error, error
+    # once in some fifty times gloo does not see it, and torchrun ends the other after half a minute
+    assert 'another process has ended' in error or 'forcefully exiting' in error, error
     assert 'train.py", line' not in error, error  # no traceback
     run('train.py', '--init_from=resume', f'--out_dir={broken}')
     for a, b in zip(log(broken), log(whole), strict=True):
