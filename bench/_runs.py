@@ -10,9 +10,7 @@ def keep_run(path, run):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     is_new = not path.exists()
-    kept = read_runs(path)
-    if kept and list(kept[0]) != list(run):
-        raise UserError(f'{path} has other columns; move it away or name another --results')
+    read_runs(path, list(run))
     with open(path, 'a', encoding='utf-8', newline='') as file:
         writer = csv.DictWriter(file, run)
         if is_new:
@@ -28,9 +26,14 @@ def runs_to_draw(path):
     return runs
 
 
-def read_runs(path):
-    """[{column: text}], the oldest first; [] where there is no such file."""
+def read_runs(path, columns=None):
+    """[{column: text}], the oldest first; [] where there is no such file. columns: those that it
+    must have, if it has a run. Raises UserError.
+    """
     if not Path(path).exists():
         return []
     with open(path, encoding='utf-8') as file:
-        return list(csv.DictReader(file))
+        runs = list(csv.DictReader(file))
+    if columns and runs and list(runs[0]) != columns:
+        raise UserError(f'{path} has other columns; move it away or name another --results')
+    return runs

@@ -10,7 +10,6 @@ begins with a text.
 """
 import importlib
 import json
-import math
 import runpy
 import sys
 import time
@@ -18,11 +17,10 @@ import types
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from bench.nanogpt_score import surprise
+from bench.nanogpt_score import score_model
 from configurator import configure
-from parts.data import map_file, open_stream, read_meta
+from parts.data import open_stream, read_meta
 from parts.errors import UserError, run_script, user_path
 
 nanochat = ''            # a checkout of nanochat
@@ -47,18 +45,12 @@ def main():
     theirs = runpy.run_path(str(checkout / 'scripts/base_train.py'), run_name='__main__')
     seconds = time.perf_counter() - start
     model = AsNanoGPT(theirs['orig_model'].eval(), meta['eos'])
-
-    n = min(round(n_tokens * 1e6), meta['val_tokens'] - 1)
-    ids = map_file(Path(data_dir, 'tokenizer', 'val.bin'), '<u2')[:n + 1].astype(np.int64)
-    nats = surprise(model, torch.from_numpy(ids)) / n
-    bits = nats / math.log(2) * (meta['val_tokens'] - 1) / meta['val_chars']
     print(json.dumps({'flags': flags, 'trained on': theirs['total_tokens'],
-                      'steps': round(theirs['total_training_time']), 'seconds': round(seconds),
-                      'bits_per_char': bits}))
+                      'seconds': round(seconds), **score_model(model, data_dir, n_tokens)}))
 
 
 class AsNanoGPT:
-    """Their model, with what surprise() knows of nanoGPT's."""
+    """Their model, with what score_model() knows of nanoGPT's."""
 
     def __init__(self, model, bos):
         self.model = model

@@ -43,7 +43,12 @@ def score(folder, data_dir, n_tokens):
     """What nanoGPT's out/ckpt.pt in this folder gives on the first n_tokens (million) validation
     tokens: {'tokens': …, 'loss': nats per token, 'bits_per_char': …}.
     """
-    model = load_nanogpt(folder / 'model.py', folder / 'out/ckpt.pt')
+    return score_model(load_nanogpt(folder / 'model.py', folder / 'out/ckpt.pt'),
+                       data_dir, n_tokens)
+
+
+def score_model(model, data_dir, n_tokens):
+    """score() of a model that is there: model(x, y) gives (logits (1, T, V), …), as nanoGPT's."""
     meta = read_meta(data_dir, 'tokenizer')
     n = min(round(n_tokens * 1e6), meta['val_tokens'] - 1)
     ids = map_file(Path(data_dir, 'tokenizer', 'val.bin'), '<u2')[:n + 1].astype(np.int64)

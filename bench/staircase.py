@@ -52,6 +52,7 @@ IDEAS = {
     'Muon': '--optimizer=adamw',
     'compiling': '--compile=false',
 }
+COLUMNS = ['run', 'same', 'name', 'seed', 'lr', 'bits_per_char', 'seconds', 'millions', 'curve']
 FIRST = "nanoGPT's ideas, here"
 RUN = f'{Path(data_dir).name}, {n_layers}x{d_model}, {nhead} heads, {batch_size} rows, {n_tokens}M'
 
@@ -108,18 +109,15 @@ def run_once(same, name, missing, lr, seed, millions):
     else:
         curve = train(missing.values(), lr, seed, millions)
     took, bits = curve[-1]
-    keep_run(results, {'run': RUN, 'same': same, 'name': name, 'seed': seed, 'lr': lr,
-                       'bits_per_char': bits, 'seconds': took, 'millions': millions,
-                       'curve': json.dumps(curve)})
+    kept = RUN, same, name, seed, lr, bits, took, millions, json.dumps(curve)
+    keep_run(results, dict(zip(COLUMNS, kept, strict=True)))
     print(f'{name:36}  seed {seed}  lr {lr}  {millions:.3f}M tokens  {bits:.4f} bits/char  '
           f'{took:.0f} s', flush=True)
 
 
 def read_results(same='tokens'):
     """The runs of as many tokens so far, or those of as many seconds, [{column: value}]."""
-    rows = read_runs(results)
-    if rows and 'same' not in rows[0]:
-        raise UserError(f'{results} has other columns; move it away or name another --results')
+    rows = read_runs(results, COLUMNS)
     if not draw and any(row['run'] != RUN for row in rows):
         raise UserError(f'{results} holds runs of {rows[0]["run"]}; name another --results')
     for row in rows:

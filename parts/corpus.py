@@ -332,10 +332,10 @@ def plain_file(url, name, sha256):
 # all that ends a line for str.splitlines(), but \n itself; and the other separators of ASCII
 LINE_END = re.compile('\r\n|[\r\v\f\x1c-\x1f\x85\u2028\u2029]')
 
-# \ud800 to \udfff: halves of surrogate pairs, which no encoding can write; \ufeff: a BOM
-CONTROL_CHARACTER = re.compile('[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff\ufeff]')
-
 LATIN_CONTROL = re.compile('[\x80-\x84\x86-\x9f]')  # quotes and the like, if it was cp1252
+# \ud800 to \udfff: halves of surrogate pairs, which no encoding can write; \ufeff: a BOM
+CONTROL_CHARACTER = re.compile(
+    f'[\x00-\x08\x0e-\x1b\x7f\ud800-\udfff\ufeff]|{LATIN_CONTROL.pattern}')
 
 
 def clean(text):
@@ -445,6 +445,11 @@ class Report:
                 'train_reviews': texts['train'], 'val_reviews': texts['val']}
 
     @property
+    def is_plain(self):
+        """Whether all files that are read are plain text."""
+        return set(self.types) <= set(PLAIN_TYPES)
+
+    @property
     def rated(self):
         """Whether a text has a rating, or a column that may hold some was read."""
         return bool(set(self.ratings) - {UNKNOWN}) or any(rating for _, rating in self.columns)
@@ -504,7 +509,7 @@ def read_source(source, reader, report, revision='', n_reviews=0, seed=0):
     else:
         files, report.others = source_files(source, revision)
         report.types = Counter(map(file_type, files))
-        if set(report.types) <= set(PLAIN_TYPES):
+        if report.is_plain:
             names = {file.parent.name for file in files if file.parent.name.lower() in LABEL_WORDS}
             report.folders = names if len(names) > 1 else set()
         tables = ((file, read_file(file, reader)) for file in files)
@@ -518,7 +523,7 @@ def read_source(source, reader, report, revision='', n_reviews=0, seed=0):
     report.columns = reader.read
     for name in ('text_column', 'rating_column'):
         wanted = getattr(reader, name)
-        if wanted not in ('', 'none') and set(report.types) <= set(PLAIN_TYPES):
+        if wanted not in ('', 'none') and report.is_plain:
             raise UserError(f'{name}={wanted}: {source} is plain text, which has no columns')
 
 
@@ -679,7 +684,7 @@ def check_sides(reports, val_ratio, unit):
     left_out = [report.left_out_words() for report in reports if report.left_out]
     left_out += [f'{file} has none' for report in reports for file in report.empty[:3]]
     why = f' ({"; ".join(left_out)})' if left_out else ''
-    plain = all(report.types and set(report.types) <= set(PLAIN_TYPES) for report in reports)
+    plain = all(report.types and report.is_plain for report in reports)
     advice = ('; --unit=file makes one text of a file and keeps its end for validation'
               if plain and unit != 'file' and any(n_texts.values()) else '')
     raise UserError(f'{sum(n_texts.values()):,} texts are too few, or too much alike, to have some '

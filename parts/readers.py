@@ -252,11 +252,11 @@ class Reader:
             if not self.labels_meant:
                 check_label_names(table.schema_arrow.metadata, rating)
             wanted = [text] if rating is None else [text, rating]
-            others = [name for name in table.schema_arrow.names if plain(name) in RATING_COLUMNS]
-            for some in table.iter_batches(100, columns=others):
-                for row in some.to_pylist():
-                    self.compare_columns(row, rating)
-                break
+            if rating is not None:
+                rated = [name for name in table.schema_arrow.names if plain(name) in RATING_COLUMNS]
+                for some in islice(table.iter_batches(100, columns=rated), 1):
+                    for row in some.to_pylist():
+                        self.compare_columns(row, rating)
             for batch in table.iter_batches(5000, columns=wanted):
                 labels = [None] * len(batch)
                 if rating is not None:
