@@ -174,12 +174,18 @@ class Model(nn.Module):
         if targets is None:
             return self.logits(self.hidden(idx))
         x = self.model.norm(self.hidden(idx))                 # (B, T, C)
-        token_loss = summed_loss(self.lm_head(x), targets)
+        token_loss = self.summed_loss(self.lm_head(x), targets)
         if ratings is None:
             return token_loss, torch.zeros_like(token_loss)
         # logits[..., rating_ids], but its backward pass would fill another (B, T, V) with zeros
         rating_logits = F.linear(x, self.lm_head.weight[rating_ids])      # (B, T, R)
-        return token_loss, summed_loss(rating_logits, ratings)
+        return token_loss, self.summed_loss(rating_logits, ratings)
+
+    @staticmethod
+    def summed_loss(logits, targets):
+        """The summed cross-entropy of logits (B, T, V), where targets (B, T) are not -1."""
+        logits = logits.float().flatten(0, 1)                 # (B*T, V)
+        return F.cross_entropy(logits, targets.flatten(), ignore_index=-1, reduction='sum')
 
     def logits(self, x):
         """The residual stream (..., C) → logits (..., V)"""
@@ -195,12 +201,6 @@ class Model(nn.Module):
         for t in range(self.config.chunk_size, idx.shape[1]):
             x = self.hidden(idx[:, t:t + 1], cache)
         return self.logits(x[:, -1])
-
-
-def summed_loss(logits, targets):
-    """The summed cross-entropy of logits (B, T, V) and targets (B, T); those of -1 are left out."""
-    logits = logits.float().flatten(0, 1)                     # (B*T, V)
-    return F.cross_entropy(logits, targets.flatten(), ignore_index=-1, reduction='sum')
 
 
 class Decoder(Model):

@@ -635,8 +635,7 @@ def validate(model, data, val_rows, micro_rows, device, autocast):
     for first in range(rank * rows_per_pass, len(val_rows), world_size * rows_per_pass):
         x, y = data.validation_batch(val_rows[first:first + rows_per_pass])
         with autocast:
-            # forward() by name skips the compiled pass: these rows have another shape
-            loss, _ = model.forward(x.to(device), y.to(device))
+            loss, _ = model(x.to(device), y.to(device))
         sums += torch.tensor([loss.item(), (y >= 0).sum().item()], dtype=torch.float64)
     model.train()
     if world_size > 1:

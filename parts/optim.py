@@ -19,7 +19,7 @@ RANDOM_TABLES = (25.0, 1.0)
 LEARNED_TABLES = (4.0, 0.25)
 
 WEIGHT_DECAY = 0.1  # pull of the matrices to zero, per step and unit of learning rate
-MOMENTUM = 0.95     # share of Muon's running mean of gradients that each step keeps
+MOMENTUM = 0.9      # share of Muon's running mean of gradients that each step keeps
 BETA1 = 0.9         # the same for AdamW's mean of gradients
 BETA2 = 0.99        # and for its mean of their squares
 EPS = 1e-8          # keeps AdamW from dividing by zero

@@ -164,42 +164,46 @@ class WrongGradient(torch.autograd.Function):
         return grad * ctx.factor, None
 
 
-def scaled_gradients(factor, model, *args):
-    """A compiled pass whose loss is right and whose gradients are all times the factor."""
-    token_loss, rating_loss = model.forward(*args)
-    return WrongGradient.apply(token_loss, factor), rating_loss
+def scaled_gradients(factor, summed_loss, *args):
+    """A compiled loss that is right and whose gradients are all times the factor."""
+    return WrongGradient.apply(summed_loss(*args), factor)
 
 
-def one_scaled_gradient(name, factor, model, *args):
-    """A compiled pass in which the gradient of one parameter is times the factor."""
-    parameters = dict(model.named_parameters())
-    parameters[name] = WrongGradient.apply(parameters[name], factor)
-    plain = type(model)(model.config)
-    return torch.func.functional_call(plain, parameters, args)
+def other_loss(summed_loss, *args):
+    return summed_loss(*args) * 1.01
 
 
-def other_loss(model, *args):
-    token_loss, rating_loss = model.forward(*args)
-    return token_loss.detach() * 0.01 + token_loss, rating_loss
-
-
-def raises(error, model, *args):
+def raises(error, summed_loss, *args):
     raise error
 
+
+def one_scaled_gradient(name, factor, block, *args):
+    """A compiled block in which the gradient of one parameter is times the factor."""
+    parameters = dict(block.named_parameters())
+    parameters[name] = WrongGradient.apply(parameters[name], factor)
+    plain = type(block)(block.self_attn.config)
+    return torch.func.functional_call(plain, parameters, args)
 
 
 @pytest.fixture
 def check(monkeypatch):
-    """check(compiled, dtype) → (model, its weights before, what compile_and_check returns), where
-    torch.compile makes a model that computes compiled(model, *args)."""
-    def check(compiled, dtype=torch.float32):
-        def compile_in_place(model, **_):
-            model._compiled_call_impl = partial(compiled, model)
-
-        monkeypatch.setattr(torch.nn.Module, 'compile', compile_in_place)
+    """check(loss, last_block, dtype) → (model, its weights before, what compile_and_check returns),
+    where torch.compile makes a loss that computes loss(summed_loss, *args), and a last block that
+    computes last_block(block, *args)."""
+    def check(loss=None, last_block=None, dtype=torch.float32):
         torch.manual_seed(0)
         model = build(Config(vocab_size=50, d_model=32, d_ffn=48, nhead=2, n_layers=2,
                              chunk_size=16))
+
+        def compile_block(block, **_):
+            if last_block and block is model.model.layers[-1]:
+                block._compiled_call_impl = partial(last_block, block)
+
+        def compile_loss(function, **_):
+            return partial(loss, function) if loss else function
+
+        monkeypatch.setattr(torch.nn.Module, 'compile', compile_block)
+        monkeypatch.setattr(torch, 'compile', compile_loss)
         before = {name: p.clone() for name, p in model.state_dict().items()}
         x = torch.randint(1, 50, (4, 16))                     # (B, T)
 
@@ -211,31 +215,38 @@ def check(monkeypatch):
         outcome = machine.compile_and_check(model, loss_of, loss_of, dtype, CPU)
         return model, before, outcome
 
-    return check
+    yield check
+    torch.compiler.set_stance('default')
 
 
-DEEP = 'model.layers.1.self_attn.q_proj.weight'  # behind zeros in a fresh model
+DEEP = 'self_attn.q_proj.weight'  # behind zeros in a fresh model
 
 
-@pytest.mark.parametrize('compiled, words', [
-    (partial(scaled_gradients, -1), 'the gradient of model.embed_tokens.weight is off by 2 '),
-    (partial(scaled_gradients, 1.5), 'the gradient of model.embed_tokens.weight is off by 0.5 '),
-    (partial(scaled_gradients, math.nan), 'is off by nan '),
-    (partial(one_scaled_gradient, DEEP, 1.5), f'the gradient of {DEEP} is off by 0.5 '),
-    (partial(one_scaled_gradient, DEEP, 0), f'the gradient of {DEEP} is off by 1 '),
-    (other_loss, 'the loss is off by 0.01 '),
-    (partial(raises, RuntimeError('no kernel\nfor this\nprocessor')), 'no kernel for this'),
-    (partial(raises, AssertionError()), 'AssertionError'),
+@pytest.mark.parametrize('wrong, words', [
+    ({'loss': partial(scaled_gradients, -1)},
+     'the gradient of model.embed_tokens.weight is off by 2 '),
+    ({'loss': partial(scaled_gradients, 1.5)},
+     'the gradient of model.embed_tokens.weight is off by 0.5 '),
+    ({'loss': partial(scaled_gradients, math.nan)}, 'is off by nan '),
+    ({'last_block': partial(one_scaled_gradient, DEEP, 1.5)},
+     f'the gradient of model.layers.1.{DEEP} is off by 0.5 '),
+    ({'last_block': partial(one_scaled_gradient, DEEP, 0)},
+     f'the gradient of model.layers.1.{DEEP} is off by 1 '),
+    ({'loss': other_loss}, 'the loss is off by 0.01 '),
+    ({'loss': partial(raises, RuntimeError('no kernel\nfor this\nprocessor'))},
+     'no kernel for this'),
+    ({'loss': partial(raises, AssertionError())}, 'AssertionError'),
 ], ids=['negated', 'scaled', 'nan', 'one', 'one zero', 'loss', 'raises', 'raises silently'])
-def test_a_compiled_pass_that_differs_is_not_used(check, capsys, compiled, words):
-    model, before, outcome = check(compiled)
+def test_a_compiled_pass_that_differs_is_not_used(check, capsys, wrong, words):
+    model, before, outcome = check(**wrong)
     assert outcome == (False, torch.float32)
     said = capsys.readouterr().out
     assert said.startswith('not compiled: ')
     assert words in said
     assert said.count('\n') == 1
     # Nothing of the attempt is left in the model.
-    assert model._compiled_call_impl is None
+    assert all(block._compiled_call_impl is None for block in model.model.layers)
+    assert model.summed_loss is type(model).summed_loss
     for name, p in model.named_parameters():
         assert p.grad is None
         assert torch.equal(p, before[name])
@@ -251,7 +262,7 @@ def test_the_run_goes_on_in_float32_where_the_plain_pass_is_not_finite_either(mo
         return found
 
     monkeypatch.setattr(machine, 'gradients', gradients)
-    _, _, outcome = check(partial(scaled_gradients, 1), torch.bfloat16)
+    _, _, outcome = check(partial(scaled_gradients, 1), dtype=torch.bfloat16)
     assert outcome == (False, torch.float32)
     assert 'the run goes on in float32' in capsys.readouterr().out
 

@@ -70,13 +70,13 @@ def test_a_compiled_run_that_is_resumed_is_the_one_that_never_stopped(demo, tmp_
 BROKEN_COMPILER = '''
 import torch
 
-def compile_wrongly(model, **_):
+def compile_wrongly(function, **_):
     def call(*args):
-        token_loss, rating_loss = model.forward(*args)
-        return 2 * token_loss.detach() - token_loss, 2 * rating_loss.detach() - rating_loss
-    model._compiled_call_impl = call
+        loss = function(*args)
+        return 2 * loss.detach() - loss
+    return call if function.__name__ == 'summed_loss' else function
 
-torch.nn.Module.compile = compile_wrongly
+torch.compile = compile_wrongly
 '''
 
 
