@@ -238,8 +238,7 @@ class Decoder(Model):
         """Cosine and sine (T, D/2) of the angles by which rotate() turns the heads."""
         D = self.config.d_model // self.config.nhead
         coordinate = torch.arange(0, D, 2, device=position.device)        # the first of each pair
-        # theta^(-coordinate / D), written with exp() so that torch.compile computes the angles once
-        # and not again in each layer
+        # theta^(-coordinate / D)
         frequency = torch.exp(-math.log(self.config.rope_theta) / D * coordinate)
         angle = position[:, None] * frequency                 # (T, D/2)
         return angle.cos().to(dtype), angle.sin().to(dtype)

@@ -426,6 +426,8 @@ def fit_to_minutes(run, meta, base, device):
         raise UserError(f'minutes={run.minutes:g}: to begin takes {spent + again:.0f} s here, and '
                         f'a step {step_seconds:.2g} s')
     length = length_for(n_tokens, n_weights, budget, epochs)
+    if base:
+        del length['dropout']  # it has its own
     if base or run.optimizer == 'adamw':
         del length['table_decay']
     chosen |= choose(run, {**length, 'dtype': str(dtype).removeprefix('torch.'),
@@ -557,7 +559,7 @@ def choose_computation(model, run, data, device):
 
 
 def choose_micro_rows(run, data):
-    """How many rows of T a process reads at a time: equal parts, for each size is compiled anew."""
+    """How many rows of T a process reads at a time: equal parts, for one size is compiled."""
     if not run.micro_batch:
         return data.rows_per_rank
     rows = max(1, min(run.micro_batch * run.chunk_size // data.row_length, data.rows_per_rank))

@@ -45,6 +45,7 @@ def shape_for(n_tokens, vocab_size, flops, chunk_size=256, d_model=0, n_layers=0
         'd_model': d_model,
         'batch_size': n_rows,
         'lr': 8e-3 if d_model < 256 else 6e-3,
+        # for the trial steps; small models are slower than this budget assumes
         'dropout': 0.1 if by_heart(n_tokens, n_stored, budget, epochs) else 0.0,
     }
 
@@ -53,11 +54,13 @@ def length_for(n_tokens, n_weights, budget, epochs=0):
     """{setting of train.py: value}: how often a model of n_weights, tables included, is to read a
     text of n_tokens, where there is time for a budget of tokens. epochs: where they are given.
     """
+    learned = by_heart(n_tokens, n_weights, budget, epochs)
     epochs = epochs or min(max(1, math.ceil(budget / n_tokens - 0.1)), MOST_EPOCHS)
     return {
         'epochs': epochs,
         'n_tokens': round(budget / epochs / 1e6, 4) if budget < epochs * n_tokens else 0.0,
-        'table_decay': 1.0 if by_heart(n_tokens, n_weights, budget, epochs) else 0.0,
+        'dropout': 0.1 if learned else 0.0,
+        'table_decay': 1.0 if learned else 0.0,
     }
 
 

@@ -335,7 +335,7 @@ def worth_compiling(choice, n_flops, device, minutes=math.inf):
 
 
 def compile_and_check(model, plain_loss, compiled_loss, dtype, device):
-    """Compile the model in place and compare a pass with the plain model's. Returns (compiled,
+    """Compile blocks and loss of the model in place and compare a pass with the plain model's. Returns (compiled,
     dtype): how to go on.
 
     Both functions make the same loss, the first before compiling, the second after it, in a batch
@@ -344,10 +344,7 @@ def compile_and_check(model, plain_loss, compiled_loss, dtype, device):
     one line is printed and the run goes on uncompiled. If the plain gradients are not finite
     either, the number format is at fault, and it goes on in float32.
     """
-    # DDP would cut the graph into pieces, to send gradients while the rest is still computed; here
-    # it stays whole, and they are sent at the end
     torch.use_deterministic_algorithms(True, warn_only=True)  # now the compiler's as well
-    torch._dynamo.config.optimize_ddp = False
     torch._inductor.config.fallback_random = True  # dropout draws what it draws uncompiled
     with zeros_filled(model):
         plain = gradients(model, plain_loss)
@@ -357,7 +354,7 @@ def compile_and_check(model, plain_loss, compiled_loss, dtype, device):
             problem = difference(plain, compiled, LARGEST_DIFFERENCE[dtype])
         except Exception as error:  # whatever a compiler raises, the plain model is there
             problem = ' '.join(str(error).strip().splitlines()[:2]) or type(error).__name__
-    # what has another shape, in validation or in writing, runs uncompiled
+    # what has another shape or is without gradients, as in validation, runs uncompiled
     torch.compiler.set_stance('eager_on_recompile')
     if not on_any_rank(problem, device):
         return True, dtype
@@ -375,8 +372,8 @@ def compile_and_check(model, plain_loss, compiled_loss, dtype, device):
 
 def compile_parts(model):
     """Compile one block, for all are alike, and the loss, in place: the names of the parameters
-    stay as they are. (The whole model in one piece would take half as long again, and be no
-    faster: LOG.md, Compiling one block.)
+    stay as they are. (Compiling the whole model takes half as long again or more, and the run is
+    no faster: LOG.md, Compiling one block.)
     """
     torch.compiler.set_stance('default')
     for layer in model.model.layers:

@@ -71,7 +71,7 @@ def run(script, *args, ok=True, status=0, cwd=ROOT, nproc=0, stdin='', env=None,
     return done
 
 
-def run_ranks(script, *args_of_each):
+def run_ranks(script, *args_of_each, env=None):
     """Run a script once for each list of args, as the processes of one run; returns what each did.
 
     As torchrun would start them, but sooner, and each with args of its own.
@@ -82,9 +82,9 @@ def run_ranks(script, *args_of_each):
 
     def run_rank(rank):
         args = on_the_cpu(script, args_of_each[rank])
-        env = {'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': str(len(args_of_each)),
+        its = {'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': str(len(args_of_each)),
                'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
-        return forked.run(ROOT / script, args, ROOT, '', 900, env)
+        return forked.run(ROOT / script, args, ROOT, '', 900, its | (env or {}))
 
     with ThreadPoolExecutor() as pool:
         return list(pool.map(run_rank, range(len(args_of_each))))

@@ -64,6 +64,28 @@ def test_a_compiled_run_that_is_resumed_is_the_one_that_never_stopped(demo, tmp_
     assert same(last_weights(broken), last_weights(whole))
 
 
+# What does not fit what was compiled would run uncompiled, and slowly, without a word. Here it
+# raises an error, as validation must.
+NO_FALLBACK = '''
+import torch
+
+set_stance = torch.compiler.set_stance
+torch.compiler.set_stance = lambda stance: set_stance(
+    stance.replace('eager_on_recompile', 'fail_on_recompile'))
+'''
+
+
+@pytest.mark.long
+@needs_compiler
+def test_each_step_of_two_processes_is_compiled(demo, tmp_path):
+    (tmp_path / 'sitecustomize.py').write_text(NO_FALLBACK)
+    flags = [f'--data_dir={demo}', *SIZES, '--compile=true', '--device=cpu', '--log_interval=1',
+             '--eval_interval=100', f'--out_dir={tmp_path / "out"}']
+    done = run_ranks('train.py', flags, flags, env={'PYTHONPATH': str(tmp_path)})
+    assert 'step 18/19 ' in done[0].stdout
+    assert 'in validate' in done[0].stderr and 'fail_on_recompile' in done[0].stderr
+
+
 # --- a compiler that is wrong ---
 
 # A compiler whose loss is right, and whose gradients are all negated.

@@ -344,14 +344,14 @@ def test_heads_divide_any_even_width():
 
 
 @pytest.mark.parametrize('n_tokens, budget, epochs, expected', [
-    (1e7, 3e6, 0, (1, 3.0, 0.0)),
-    (1e6, 2.5e6, 0, (3, 0.8333, 0.0)),
-    (1e6, 2.05e6, 0, (2, 0.0, 0.0)),                          # all of it, twice
-    (1e6, 2.5e6, 5, (5, 0.5, 0.0)),                           # of each epoch another half
-    (6e4, 7e4, 20, (20, 0.0035, 1.0)),
-    (1e6, 9e6, 0, (9, 0.0, 0.0)),
-    (1e6, 15e6, 0, (15, 0.0, 1.0)),                           # so often that it is learned by heart
-    (600, 9e6, 0, (60, 0.0, 1.0)),
+    (1e7, 3e6, 0, (1, 3.0, 0.0, 0.0)),
+    (1e6, 2.5e6, 0, (3, 0.8333, 0.0, 0.0)),
+    (1e6, 2.05e6, 0, (2, 0.0, 0.0, 0.0)),                     # all of it, twice
+    (1e6, 2.5e6, 5, (5, 0.5, 0.0, 0.0)),                      # of each epoch another half
+    (6e4, 7e4, 20, (20, 0.0035, 0.1, 1.0)),
+    (1e6, 9e6, 0, (9, 0.0, 0.0, 0.0)),
+    (1e6, 15e6, 0, (15, 0.0, 0.1, 1.0)),                      # learned by heart
+    (600, 9e6, 0, (60, 0.0, 0.1, 1.0)),
 ])
 def test_how_long_a_model_reads(n_tokens, budget, epochs, expected):
     assert tuple(length_for(n_tokens, 1e6, budget, epochs).values()) == expected
