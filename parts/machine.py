@@ -335,8 +335,8 @@ def worth_compiling(choice, n_flops, device, minutes=math.inf):
 
 
 def compile_and_check(model, plain_loss, compiled_loss, dtype, device):
-    """Compile blocks and loss of the model in place and compare a pass with the plain model's. Returns (compiled,
-    dtype): how to go on.
+    """Compile blocks and loss of the model in place and compare a pass with the plain model's.
+    Returns (compiled, dtype): how to go on.
 
     Both functions make the same loss, the first before compiling, the second after it, in a batch
     of the run's shape. A compiler's bug may show on one kind of processor alone, and a run would
