@@ -26,6 +26,15 @@ def runs_to_draw(path):
     return runs
 
 
+def matplotlib_figure():
+    """The class of matplotlib's figures. Raises UserError where there is no matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError('drawing needs matplotlib: pip install matplotlib') from None
+    return Figure
+
+
 def read_runs(path, columns=None):
     """[{column: text}], the oldest first; [] where there is no such file. columns: those that it
     must have, if it has a run. Raises UserError.

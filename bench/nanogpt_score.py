@@ -6,7 +6,9 @@
 
 Each token, but for those of the first half row, is predicted from at least half a row of context.
 In separate windows nanoGPT would lose a little, because the first tokens of each would have nothing
-before them. docs/SPEEDRUN.md says how nanoGPT is trained.
+before them. A token counts for as many characters as the mean of all validation tokens has (eval.py
+counts the characters of these very tokens; docs/SPEEDRUN.md says what that makes of a score, and
+how nanoGPT is trained).
 """
 import importlib.util
 import json

@@ -6,10 +6,11 @@
 
 nanoGPT, a checkout that is copied and not changed, trains as its README says for a CPU, then this
 project with each config file and seed. Seconds are of the whole command: loading, compiling,
-validation and saving are in them. The score is nats per character on the last tenth of the text.
-Each model reads it in windows as long as its context, and each character, but for those of the
-first half window, has half a window or more before it. The second score is of windows side by side,
-in which the first character has nothing before it: close to how nanoGPT's README scores. Runs are
+validation and saving are in them. The score is nats per character on the last tenth of the text,
+whether its ids are characters or sub-words (for config/shakespeare_words.py, and for nanoGPT with
+--mode=tokenizer). Each model reads it in windows as long as its context, and each id, but for those
+of the first half window, has half a window or more before it. The second score is of windows side
+by side, in which the first id has nothing before it: close to how nanoGPT's README scores. Runs are
 kept in a file, and drawn from it.
 """
 import pickle
@@ -18,9 +19,10 @@ import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 
-from bench._runs import keep_run, runs_to_draw
+from bench._runs import keep_run, matplotlib_figure, runs_to_draw
 from bench.nanogpt_score import copy_nanogpt, load_nanogpt, run_python, run_train, surprise
 from configurator import configure
 from parts.corpus import read_split
@@ -31,6 +33,7 @@ from parts.vocabulary import load_vocabulary
 nanogpt = ''                       # a checkout of nanoGPT ('': only ours)
 nanogpt_flags = ''                 # more of its flags, as --learning_rate=2e-3 --min_lr=2e-4
 data_dir = 'data/shakespeare'      # what prepare.py wrote
+mode = 'manual'                    # of nanoGPT's ids: manual (characters) or tokenizer (sub-words)
 configs = 'config/shakespeare_small.py,config/shakespeare.py'
 seeds = 3                          # runs of each config file (0: none)
 flags = ''                         # more of train.py's, as --dtype=float32
@@ -51,17 +54,18 @@ def main():
         draw_runs(runs_to_draw(results))
         return
     folder = Path(data_dir)
-    if not (folder / 'manual/meta.json').exists():
-        raise UserError(f'{folder} has no manual/meta.json; python prepare.py --source=shakespeare')
+    if not (folder / 'train.txt').exists():
+        raise UserError(f'{folder} has no train.txt; python prepare.py --source=shakespeare')
     train, val = (''.join(text for _, text in read_split(folder / name))
                   for name in ('train.txt', 'validation.txt'))
     print(f'{len(val):,} characters of validation; seconds of the whole command')
-    print(f'{"":32}  context  seconds  nats/character  side by side', flush=True)
+    print(f'{"":40}  {"context":>14}  seconds  nats/character  side by side', flush=True)
     with tempfile.TemporaryDirectory() as work:
         if nanogpt:
-            seconds, model, to_id = train_nanogpt(Path(work, 'nanogpt'), train + val)
-            ids = [to_id[character] for character in val]
-            print_row(f'nanoGPT {nanogpt_flags}'.strip(), seconds, model, ids)
+            vocabulary = load_vocabulary(folder / mode)
+            seconds, model, ids = train_nanogpt(Path(work, 'nanogpt'), vocabulary, train, val)
+            name = f'nanoGPT {nanogpt_flags}'.strip()
+            print_row(name, seconds, model, ids, val, vocabulary)
         for config in configs.split(','):
             for seed in range(seeds):
                 out = Path(work, 'out')
@@ -70,22 +74,26 @@ def main():
                          f'--seed={seed}', *flags.split()]
                 seconds = run_train(ROOT, words)
                 model, _ = load_model(out)
-                ids = load_vocabulary(out).encode([val])[0]
+                vocabulary = load_vocabulary(out)
+                ids = vocabulary.encode([val])[0]
                 name = f'{config} {flags}'.strip()
-                print_row(f'{name}, seed {seed}', seconds, WithLoss(model), ids)
+                print_row(f'{name}, seed {seed}', seconds, WithLoss(model), ids, val, vocabulary)
 
 
-def train_nanogpt(folder, text):
-    """(seconds, model, {character: id}) of nanoGPT's recipe, on this text."""
+def train_nanogpt(folder, vocabulary, train, val):
+    """(seconds, model, ids of val) of nanoGPT's recipe on these texts. Its ids are 0 to N - 1 for
+    the N that occur: with characters as many as its own prepare.py finds.
+    """
     copy_nanogpt(nanogpt, 'config/train_shakespeare_char.py', folder)
+    sides = vocabulary.encode([train, val])
+    used, ids = np.unique(np.concatenate(sides), return_inverse=True)
     data = folder / 'data/shakespeare_char'
-    (data / 'input.txt').write_text(text, 'utf-8')
-    run_python(['prepare.py'], data)
+    for name, part in zip(('train', 'val'), np.split(ids, [len(sides[0])])):
+        part.astype(np.uint16).tofile(data / f'{name}.bin')
+    (data / 'meta.pkl').write_bytes(pickle.dumps({'vocab_size': len(used)}))
     seconds = run_train(folder, [*RECIPE.split(), *nanogpt_flags.split()])
     model = load_nanogpt(folder / 'model.py', folder / 'out-shakespeare-char/ckpt.pt')
-    with open(data / 'meta.pkl', 'rb') as file:
-        to_id = pickle.load(file)['stoi']
-    return seconds, model, to_id
+    return seconds, model, ids[len(sides[0]):].tolist()
 
 
 class WithLoss:
@@ -99,30 +107,33 @@ class WithLoss:
         return self.model(x), None
 
 
-def print_row(name, seconds, model, ids):
-    nats, cold = (surprise(model, torch.tensor(ids), share) / (len(ids) - 1) for share in (0.5, 0))
-    context = model.config.block_size
-    print(f'{name:32}  {context:7}  {seconds:7.0f}  {nats:14.4f}  {cold:12.4f}', flush=True)
-    keep_run(results, {'name': name, 'context': context, 'seconds': round(seconds),
+def print_row(name, seconds, model, ids, val, vocabulary):
+    """ids: of the text val. The first of them is not scored, nor are its characters."""
+    n_chars = len(val) - len(vocabulary.decode(vocabulary.encode([val[:100]])[0][:1]))
+    nats, cold = (surprise(model, torch.tensor(ids), share) / n_chars for share in (0.5, 0))
+    unit = 'characters' if vocabulary.file == 'characters.json' else 'sub-words'
+    context = f'{model.config.block_size} {unit}'
+    print(f'{name:40}  {context:>14}  {seconds:7.1f}  {nats:14.4f}  {cold:12.4f}', flush=True)
+    keep_run(results, {'name': name, 'context': context, 'seconds': round(seconds, 1),
                        'nats_per_char': round(nats, 4), 'side_by_side': round(cold, 4)})
 
 
 def draw_runs(rows):
     """Nats per character against the seconds of the whole command."""
-    from matplotlib.figure import Figure
+    Figure = matplotlib_figure()
     figure = Figure(figsize=(7, 4), layout='constrained')
     axes = figure.subplots()
     groups = {}  # all seeds of a config file are one group
     for row in rows:
-        name = f'{row["name"].split(", seed")[0]}, {row["context"]} characters of context'
+        name = f'{row["name"].split(", seed")[0]}, {row["context"]} of context'
         groups.setdefault(name, []).append((float(row['seconds']), float(row['side_by_side'])))
     for name, points in groups.items():
         axes.plot(*zip(*points), 'o', label=name)
     axes.axhline(GPU_RECIPE, color='gray', ls='--', lw=1,
                  label="nanoGPT's README: its GPU recipe, on an A100, in random windows")
     axes.set_xscale('log')
-    axes.set_xticks([20, 30, 60, 120, 300, 600],
-                    ['20 s', '30 s', '1 min', '2 min', '5 min', '10 min'])
+    axes.set_xticks([5, 10, 20, 30, 60, 120, 300, 600],
+                    ['5 s', '10 s', '20 s', '30 s', '1 min', '2 min', '5 min', '10 min'])
     axes.minorticks_off()
     axes.set(xlabel='the whole command', ylabel='nats per character,\nin rows side by side')
     figure.legend(loc='outside lower left', fontsize=8)

@@ -19,17 +19,17 @@ def shape_for(n_tokens, vocab_size, flops, chunk_size=256, d_model=0, n_layers=0
     # How many weights a pass multiplies with: 12 d_model² in a block, vocab_size d_model in the
     # head. The best number grows with a power of the operations (0.5 in large models, Hoffmann et
     # al. 2022, arXiv:2203.15556; less in small ones, whose head is a large part).
-    n_weights = 5.5e5 * (flops / 3.3e12) ** 0.4
+    n_weights = 4.8e5 * (flops / 3.3e12) ** 0.4
 
-    def layers(d_model):
-        return n_layers or max(4, d_model // 48)
+    def weights(n_layers, d_model):
+        return (12 * n_layers * d_model + vocab_size) * d_model
 
-    def weights(d_model):
-        return (12 * layers(d_model) * d_model + vocab_size) * d_model
-
-    widths = [d_model] if d_model else [64, 96, 128, 160, 192, 224, *range(256, 2049, 64)]
-    d_model = min(widths, key=lambda d_model: abs(math.log(weights(d_model) / n_weights)))
-    if d_model < 128:
+    # from small to large: wider, then deeper, then both
+    shapes = [(1, 64), (1, 96), (1, 128), (2, 128), (3, 128), (4, 128), (4, 160), (4, 192),
+              (4, 224), *((width // 48, width) for width in range(256, 2049, 64))]
+    shapes = [(n_layers or depth, d_model or width) for depth, width in shapes]
+    n_layers, d_model = min(shapes, key=lambda shape: abs(math.log(weights(*shape) / n_weights)))
+    if d_model < 96:
         n_rows = 4                                            # of 256 tokens
     elif d_model < 256:
         n_rows = 8
@@ -38,10 +38,11 @@ def shape_for(n_tokens, vocab_size, flops, chunk_size=256, d_model=0, n_layers=0
     else:
         n_rows = 64
     n_rows = max(1, min(n_rows, n_tokens // (8 * 256)) * 256 // chunk_size)   # eight steps an epoch
-    budget = flops / 6 / weights(d_model)                     # 6 operations for a weight and token
-    n_stored = weights(d_model) + vocab_size * d_model        # with the embedding
+    n_multiplied = weights(n_layers, d_model)
+    budget = flops / 6 / n_multiplied                         # 6 operations for a weight and token
+    n_stored = n_multiplied + vocab_size * d_model            # with the embedding
     return {
-        'n_layers': layers(d_model),
+        'n_layers': n_layers,
         'd_model': d_model,
         'batch_size': n_rows,
         'lr': 8e-3 if d_model < 256 else 6e-3,

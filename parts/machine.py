@@ -312,8 +312,8 @@ def run_distributed(main):
 # --- what is compiled ---
 
 # Floating-point operations of a run from which compiling pays: on a CPU some two minutes' worth
-# uncompiled; for GPUs a guess. A rule of the settings alone and never of a clock, so that the same
-# command makes the same run and all processes choose alike.
+# uncompiled; for GPUs a guess. A rule of the settings alone and never of a clock (but with --minutes,
+# which measures the machine), so that the same command makes the same run, and all processes alike.
 PAYS_FROM = {'cpu': 1e13, 'cuda': 3e15}
 # The same in minutes, where a person said how many there are (LOG.md, One dial)
 PAYS_FROM_MINUTES = 2
@@ -346,6 +346,8 @@ def compile_and_check(model, plain_loss, compiled_loss, dtype, device):
     """
     torch.use_deterministic_algorithms(True, warn_only=True)  # now the compiler's as well
     torch._inductor.config.fallback_random = True  # dropout draws what it draws uncompiled
+    # what the processor's flags say is not tried out first, by compiling: that takes six seconds
+    torch._inductor.config.cpp.vec_isa_ok = True
     with zeros_filled(model):
         plain = gradients(model, plain_loss)
         try:

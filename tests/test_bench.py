@@ -243,9 +243,9 @@ def test_the_dial_is_tried_and_kept(demo, tmp_path):
 
 
 PLAYS = '''name,context,seconds,nats_per_char,side_by_side
-nanoGPT,64,177,1.9,1.92
-"config/small.py, seed 0",64,44,1.8,1.82
-"config/small.py, seed 1",64,43,1.7,1.72
+nanoGPT,64 characters,177,1.9,1.92
+"config/small.py, seed 0",64 characters,44,1.8,1.82
+"config/small.py, seed 1",64 characters,43,1.7,1.72
 '''
 
 
@@ -330,6 +330,10 @@ def test_the_staircase_is_drawn_from_runs_that_were_kept(tmp_path):
         assert words in drawn
     # runs of two kinds are not one staircase
     assert 'holds runs of a' in bench('staircase', f'--results={tmp_path}/runs.csv', ok=False)
+    (tmp_path / 'matplotlib.py').write_text('raise ImportError')
+    said = bench('staircase', f'--results={tmp_path}/runs.csv', f'--draw={tmp_path}/again.svg',
+                 paths=[tmp_path], ok=False)
+    assert said == 'staircase.py: drawing needs matplotlib: pip install matplotlib\n'
 
 
 @pytest.mark.long

@@ -318,13 +318,16 @@ def test_a_run_has_no_time_where_beginning_takes_all_of_it(demo, tmp_path):
 def test_more_time_gives_a_larger_model_and_a_smaller_text_more_epochs():
     shapes = [shape_for(10 ** 8, 8000, flops) for flops in (1e9, 3e12, 3e13, 3e14, 1e18, 1e22)]
     widths = [shape['d_model'] for shape in shapes]
+    depths = [shape['n_layers'] for shape in shapes]
     assert widths == sorted(widths) and len(set(widths)) >= 4
+    assert depths == sorted(depths) and len(set(depths)) >= 4
     for shape in shapes:
         assert shape['d_model'] % (2 * max(1, round(shape['d_model'] / 64))) == 0
     assert shape_for(5000, 8000, 3e12)['batch_size'] == 2
-    # layers, rows and rate are those of a width that is given
-    assert shape_for(10 ** 8, 8000, 1e9, d_model=512) == {
-        'n_layers': 10, 'd_model': 512, 'batch_size': 64, 'lr': 6e-3, 'dropout': 0.0}
+    # rows and rate are those of a width that is given, layers as many as there is time for
+    assert shape_for(10 ** 8, 8000, 1e17, d_model=512) == {
+        'n_layers': 8, 'd_model': 512, 'batch_size': 64, 'lr': 6e-3, 'dropout': 0.0}
+    assert shape_for(10 ** 8, 8000, 1e9, d_model=512)['n_layers'] == 1
     # a text that will come back often, before a model that could hold it
     assert shape_for(10 ** 5, 8000, 3e13)['dropout'] == 0.1
     assert shape_for(10 ** 5, 8000, 3e13, epochs=1)['dropout'] == 0.0
@@ -335,7 +338,8 @@ def test_more_time_gives_a_larger_model_and_a_smaller_text_more_epochs():
     for chunk_size, n_rows in ((64, 32), (256, 8), (1024, 2)):
         assert shape_for(10 ** 8, 70, 1.6e13, chunk_size)['batch_size'] == n_rows
     # a vocabulary of few characters leaves more for the blocks
-    assert shape_for(10 ** 8, 70, 1.6e13)['d_model'] > shape_for(10 ** 8, 8000, 1.6e13)['d_model']
+    few, many = (shape_for(10 ** 8, vocab_size, 1.6e13) for vocab_size in (70, 8000))
+    assert few['n_layers'] > many['n_layers'] and few['d_model'] >= many['d_model']
 
 
 def test_heads_divide_any_even_width():

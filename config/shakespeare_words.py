@@ -1,0 +1,12 @@
+# Tiny Shakespeare in 1,000 sub-words: a minute on two cores.  First:
+# python prepare.py --source=shakespeare --mode=tokenizer --vocab_size=1000
+data_dir = 'data/shakespeare'
+out_dir = 'out/shakespeare_words'
+d_model = 128
+n_layers = 3          # better here than 4 layers of 96 or 128, in the same time
+batch_size = 4
+epochs = 3
+n_tokens = 0.33       # million an epoch, of 0.4
+lr = 8e-3
+eval_interval = 1000  # one validation, at the end
+eval_tokens = 0       # of all tokens
