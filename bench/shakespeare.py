@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from bench._runs import keep_run, matplotlib_figure, runs_to_draw
-from bench.nanogpt_score import copy_nanogpt, load_nanogpt, run_python, run_train, surprise
+from bench.nanogpt_score import copy_nanogpt, load_nanogpt, run_train, surprise
 from configurator import configure
 from parts.corpus import read_split
 from parts.errors import UserError, run_script

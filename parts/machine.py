@@ -312,8 +312,9 @@ def run_distributed(main):
 # --- what is compiled ---
 
 # Floating-point operations of a run from which compiling pays: on a CPU some two minutes' worth
-# uncompiled; for GPUs a guess. A rule of the settings alone and never of a clock (but with --minutes,
-# which measures the machine), so that the same command makes the same run, and all processes alike.
+# uncompiled; for GPUs a guess. A rule of the settings alone and never of a clock (but with
+# --minutes, which measures the machine): the same command makes the same run, and all processes
+# choose alike.
 PAYS_FROM = {'cpu': 1e13, 'cuda': 3e15}
 # The same in minutes, where a person said how many there are (LOG.md, One dial)
 PAYS_FROM_MINUTES = 2
