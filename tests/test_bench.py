@@ -253,8 +253,8 @@ def test_the_plays_are_drawn(tmp_path):
     (tmp_path / 'runs.csv').write_text(PLAYS)
     bench('shakespeare', f'--results={tmp_path}/runs.csv', f'--draw={tmp_path}/plays.svg')
     drawn = (tmp_path / 'plays.svg').read_text('utf-8')
-    assert drawn.count('<!-- config/small.py, 64 characters') == 1
-    assert '<!-- nanoGPT, 64 characters' in drawn
+    assert drawn.count('<!-- this project, characters') == 1
+    assert '<!-- nanoGPT, characters' in drawn
 
 
 # --- the first lesson ---

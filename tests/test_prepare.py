@@ -919,17 +919,22 @@ def copy_of_the_project(folder, file, old, new):
 
 
 def test_shakespeare_is_prepared_as_everybody_does_with_nothing_else_said(tmp_path):
-    play = 'First Citizen:\nBefore we proceed any further, hear me speak.\n\n' * 30
+    rng = random.Random(0)
+    lines = [' '.join(''.join(rng.choices('abcdefgh', k=5)) for _ in range(8)) for _ in range(400)]
+    play = 'First Citizen:\n' + '\n\n'.join(lines)
     (_, name, digest), = PLAIN_FILES['shakespeare']
     copy_of_the_project(tmp_path, 'parts/corpus.py', digest, sha256(play.encode()).hexdigest())
     write(tmp_path / 'data/download' / name, play)
+    write(tmp_path / 'config/shakespeare_tokenizer.py', '')
     words = [sys.executable, 'prepare.py', '--source=shakespeare']
     subprocess.run(words, cwd=tmp_path, check=True)
     meta, ((_, ids),) = streams(tmp_path / 'data/shakespeare/manual')
     assert len(ids) == int(len(play) * 0.9)
     assert meta['vocab_size'] == len(set(play)) + len(CONTROL_TOKENS) + 1
-    subprocess.run([*words, '--mode=tokenizer', '--vocab_size=300'], cwd=tmp_path, check=True)
-    assert read_meta(tmp_path / 'data/shakespeare/tokenizer')['train_chars'] == len(ids)
+    said = subprocess.check_output([*words, '--mode=tokenizer'], cwd=tmp_path, text=True)
+    assert said.endswith('ready: python train.py config/shakespeare_tokenizer.py\n')
+    meta = read_meta(tmp_path / 'data/shakespeare/tokenizer')
+    assert (meta['train_chars'], meta['vocab_size']) == (len(ids), 1000)
 
 
 # --- how it ends ---

@@ -1,7 +1,6 @@
-# Tiny Shakespeare in 1,000 sub-words: a minute on two cores.  First:
-# python prepare.py --source=shakespeare --mode=tokenizer --vocab_size=1000
+# Tiny Shakespeare in sub-words.  python prepare.py --source=shakespeare --mode=tokenizer  first.
 data_dir = 'data/shakespeare'
-out_dir = 'out/shakespeare_words'
+out_dir = 'out/shakespeare_tokenizer'
 d_model = 128
 n_layers = 3          # better here than 4 layers of 96 or 128, in the same time
 batch_size = 4
