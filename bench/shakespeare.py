@@ -7,7 +7,7 @@
 nanoGPT, a checkout that is copied and not changed, trains as its README says for a CPU, then this
 project with each config file and seed. Seconds are of the whole command: loading, compiling,
 validation and saving are in them. The score is nats per character on the last tenth of the text,
-whether its ids are characters or sub-words (for config/shakespeare_tokenizer.py, and for nanoGPT with
+whether its ids are characters or sub-words (config/shakespeare_tokenizer.py; nanoGPT with
 --mode=tokenizer). Each model reads it in windows as long as its context, and each id, but for those
 of the first half window, has half a window or more before it. The second score is of windows side
 by side, in which the first id has nothing before it: close to how nanoGPT's README scores. Runs are
