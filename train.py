@@ -105,7 +105,7 @@ settings = configure(globals())
 RATING_WEIGHT = 10     # a rating that is asked for counts as 10 tokens (LOG.md, Reading ratings)
 GRAD_CLIP = 1.0        # gradients are clipped to this length
 MOST_DECAY = 1 / 30    # one step takes from the tables; more would erase those of a short text
-# --minutes guesses the width from the peak, before the speed is measured:
+# --minutes guesses the shape from the peak, before the speed is measured:
 USUAL_SHARE = 0.45       # of the peak, which training usually reaches
 TRIAL_SHARE = 0.04       # of the time, to measure the speed,
 MOST_TRIAL_SECONDS = 20  # and no more than this

@@ -1,6 +1,6 @@
 """Tiny Shakespeare, the field's best known example: nanoGPT's recipe and ours, on one machine.
 
-    python prepare.py --source=shakespeare
+    python prepare.py --source=shakespeare      # and --mode=tokenizer, for sub-words
     python -m bench.shakespeare --nanogpt=../nanoGPT
     python -m bench.shakespeare --draw=assets/shakespeare.svg
 
@@ -112,9 +112,9 @@ def print_row(name, seconds, model, ids, val, vocabulary):
     n_chars = len(val) - len(vocabulary.decode(vocabulary.encode([val[:100]])[0][:1]))
     nats, cold = (surprise(model, torch.tensor(ids), share) / n_chars for share in (0.5, 0))
     unit = 'characters' if vocabulary.file == 'characters.json' else 'sub-words'
-    context = f'{model.config.block_size} {unit}'
-    print(f'{name:40}  {context:>14}  {seconds:7.1f}  {nats:14.4f}  {cold:12.4f}', flush=True)
-    keep_run(results, {'name': name, 'context': context, 'seconds': round(seconds, 1),
+    context = model.config.block_size
+    print(f'{name:40}  {context:3} {unit}  {seconds:7.1f}  {nats:14.4f}  {cold:12.4f}', flush=True)
+    keep_run(results, {'name': name, 'context': context, 'unit': unit, 'seconds': round(seconds, 1),
                        'nats_per_char': round(nats, 4), 'side_by_side': round(cold, 4)})
 
 
@@ -126,7 +126,7 @@ def draw_runs(rows):
     groups = {}
     for row in rows:
         whose = 'nanoGPT' if row['name'].startswith('nanoGPT') else 'this project'
-        name = f'{whose}, {row["context"].split()[1]}'
+        name = f'{whose}, {row["unit"]}'
         groups.setdefault(name, []).append((float(row['seconds']), float(row['side_by_side'])))
     for name, points in groups.items():
         axes.plot(*zip(*points), 'o', label=name)

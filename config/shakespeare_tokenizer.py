@@ -2,7 +2,7 @@
 data_dir = 'data/shakespeare'
 out_dir = 'out/shakespeare_tokenizer'
 d_model = 128
-n_layers = 3          # better here than 4 layers of 96 or 128, in the same time
+n_layers = 3          # better here than 4 of 96 in the same time (docs/LOG.md, Few layers)
 batch_size = 4
 epochs = 3
 n_tokens = 0.33       # million an epoch, of 0.4

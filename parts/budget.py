@@ -3,8 +3,8 @@
     tokens of the text, operations that the time allows → shape_for → a model of that shape, some
     steps of it → how many tokens fit into the time → length_for
 
-Fitted to decoders, in runs of one and five minutes of two CPU cores, and of one text for thirty;
-beyond that it is a guess. See docs/LOG.md, One dial.
+Fitted to decoders, in runs of half a minute to five minutes of two CPU cores, and of one text for
+thirty; beyond that it is a guess. See docs/LOG.md, One dial and Few layers.
 """
 import math
 
@@ -24,7 +24,7 @@ def shape_for(n_tokens, vocab_size, flops, chunk_size=256, d_model=0, n_layers=0
     def weights(n_layers, d_model):
         return (12 * n_layers * d_model + vocab_size) * d_model
 
-    # from small to large: wider, then deeper, then both
+    # from small to large: first wider, then deeper, then wider again, then both
     shapes = [(1, 64), (1, 96), (1, 128), (2, 128), (3, 128), (4, 128), (4, 160), (4, 192),
               (4, 224), *((width // 48, width) for width in range(256, 2049, 64))]
     shapes = [(n_layers or depth, d_model or width) for depth, width in shapes]

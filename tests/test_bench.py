@@ -242,10 +242,10 @@ def test_the_dial_is_tried_and_kept(demo, tmp_path):
     assert [line.split(',')[2] for line in kept] == ['by', 'dial', 'hand']
 
 
-PLAYS = '''name,context,seconds,nats_per_char,side_by_side
-nanoGPT,64 characters,177,1.9,1.92
-"config/small.py, seed 0",64 characters,44,1.8,1.82
-"config/small.py, seed 1",64 characters,43,1.7,1.72
+PLAYS = '''name,context,unit,seconds,nats_per_char,side_by_side
+nanoGPT,64,characters,177,1.9,1.92
+"config/small.py, seed 0",64,characters,44,1.8,1.82
+"config/small.py, seed 1",64,characters,43,1.7,1.72
 '''
 
 
