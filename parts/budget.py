@@ -29,10 +29,8 @@ def shape_for(n_tokens, vocab_size, flops, chunk_size=256, d_model=0, n_layers=0
               (4, 224), *((width // 48, width) for width in range(256, 2049, 64))]
     shapes = [(n_layers or depth, d_model or width) for depth, width in shapes]
     n_layers, d_model = min(shapes, key=lambda shape: abs(math.log(weights(*shape) / n_weights)))
-    if d_model < 96:
-        n_rows = 4                                            # of 256 tokens
-    elif d_model < 256:
-        n_rows = 8
+    if d_model < 256:
+        n_rows = 8                                            # of 256 tokens
     elif d_model < 512:
         n_rows = 16
     else:
