@@ -3,6 +3,7 @@ import csv
 from pathlib import Path
 
 from parts.errors import UserError
+from parts.pictures import new_figure
 
 
 def keep_run(path, run):
@@ -26,13 +27,12 @@ def runs_to_draw(path):
     return runs
 
 
-def matplotlib_figure():
-    """The class of matplotlib's figures. Raises UserError where there is no matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError('drawing needs matplotlib: pip install matplotlib') from None
-    return Figure
+def figure_to_draw(width, height, **grid):
+    """new_figure(), and UserError where there is no matplotlib."""
+    figure, axes = new_figure(width, height, **grid)
+    if figure is None:
+        raise UserError('drawing needs matplotlib: pip install matplotlib')
+    return figure, axes
 
 
 def read_runs(path, columns=None):

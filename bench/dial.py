@@ -10,7 +10,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from bench._runs import keep_run, matplotlib_figure, runs_to_draw
+from bench._runs import figure_to_draw, keep_run, runs_to_draw
 from bench.nanogpt_score import run_train
 from configurator import configure
 from parts.checkpoint import read_log
@@ -65,11 +65,10 @@ def train(shape):
 
 def draw_results(rows):
     """A panel for each text and time: bits per character against width."""
-    Figure = matplotlib_figure()
     texts = sorted({row['text'] for row in rows})
     times = sorted({float(row['minutes']) for row in rows})
-    figure = Figure(figsize=(3.4 * len(times), 2.2 * len(texts)), layout='constrained')
-    grid = figure.subplots(len(texts), len(times), squeeze=False)
+    figure, grid = figure_to_draw(3.4 * len(times), 2.2 * len(texts),
+                                  nrows=len(texts), ncols=len(times), squeeze=False)
     for text, panels in zip(texts, grid):
         for asked, axes in zip(times, panels):
             for row in rows:

@@ -22,7 +22,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from bench._runs import keep_run, matplotlib_figure, runs_to_draw
+from bench._runs import figure_to_draw, keep_run, runs_to_draw
 from bench.nanogpt_score import copy_nanogpt, load_nanogpt, run_train, surprise
 from configurator import configure
 from parts.corpus import read_split
@@ -63,9 +63,9 @@ def main():
     with tempfile.TemporaryDirectory() as work:
         if nanogpt:
             vocabulary = load_vocabulary(folder / mode)
-            seconds, model, ids = train_nanogpt(Path(work, 'nanogpt'), vocabulary, train, val)
+            seconds, model, used = train_nanogpt(Path(work, 'nanogpt'), vocabulary, train, val)
             name = f'nanoGPT {nanogpt_flags}'.strip()
-            print_row(name, seconds, model, ids, val, vocabulary)
+            print_row(name, seconds, model, val, vocabulary, used)
         for config in configs.split(','):
             for seed in range(seeds):
                 out = Path(work, 'out')
@@ -74,26 +74,25 @@ def main():
                          f'--seed={seed}', *flags.split()]
                 seconds = run_train(ROOT, words)
                 model, _ = load_model(out)
-                vocabulary = load_vocabulary(out)
-                ids = vocabulary.encode([val])[0]
                 name = f'{config} {flags}'.strip()
-                print_row(f'{name}, seed {seed}', seconds, WithLoss(model), ids, val, vocabulary)
+                print_row(f'{name}, seed {seed}', seconds, WithLoss(model), val,
+                          load_vocabulary(out))
 
 
 def train_nanogpt(folder, vocabulary, train, val):
-    """(seconds, model, ids of val) of nanoGPT's recipe on these texts. Its ids are 0 to N - 1 for
-    the N that occur: with characters as many as its own prepare.py finds.
+    """(seconds, model, used) of nanoGPT's recipe on these texts. used (N,): the ids that occur in
+    them, which are 0 to N - 1 for it: with characters as many as its own prepare.py finds.
     """
     copy_nanogpt(nanogpt, 'config/train_shakespeare_char.py', folder)
     sides = vocabulary.encode([train, val])
-    used, ids = np.unique(np.concatenate(sides), return_inverse=True)
+    used = np.unique(np.concatenate(sides))
     data = folder / 'data/shakespeare_char'
-    for name, part in zip(('train', 'val'), np.split(ids, [len(sides[0])])):
-        part.astype(np.uint16).tofile(data / f'{name}.bin')
+    for name, ids in zip(('train', 'val'), sides):
+        np.searchsorted(used, ids).astype(np.uint16).tofile(data / f'{name}.bin')
     (data / 'meta.pkl').write_bytes(pickle.dumps({'vocab_size': len(used)}))
     seconds = run_train(folder, [*RECIPE.split(), *nanogpt_flags.split()])
     model = load_nanogpt(folder / 'model.py', folder / 'out-shakespeare-char/ckpt.pt')
-    return seconds, model, ids[len(sides[0]):].tolist()
+    return seconds, model, used
 
 
 class WithLoss:
@@ -107,22 +106,24 @@ class WithLoss:
         return self.model(x), None
 
 
-def print_row(name, seconds, model, ids, val, vocabulary):
-    """ids: of the text val. The first of them is not scored, nor are its characters."""
-    n_chars = len(val) - len(vocabulary.decode(vocabulary.encode([val[:100]])[0][:1]))
+def print_row(name, seconds, model, val, vocabulary, used=None):
+    """Score a model on the text val. used: of train_nanogpt(), where the model has its ids."""
+    ids = vocabulary.encode([val])[0]
+    n_chars = len(val) - len(vocabulary.decode(ids[:1]))      # the first id is not scored
+    if used is not None:
+        ids = np.searchsorted(used, ids)
     nats, cold = (surprise(model, torch.tensor(ids), share) / n_chars for share in (0.5, 0))
     unit = 'characters' if vocabulary.file == 'characters.json' else 'sub-words'
     context = model.config.block_size
-    print(f'{name:40}  {context:3} {unit}  {seconds:7.1f}  {nats:14.4f}  {cold:12.4f}', flush=True)
+    seen = f'{context} {unit}'
+    print(f'{name:40}  {seen:>14}  {seconds:7.1f}  {nats:14.4f}  {cold:12.4f}', flush=True)
     keep_run(results, {'name': name, 'context': context, 'unit': unit, 'seconds': round(seconds, 1),
                        'nats_per_char': round(nats, 4), 'side_by_side': round(cold, 4)})
 
 
 def draw_runs(rows):
     """Nats per character against the seconds of the whole command."""
-    Figure = matplotlib_figure()
-    figure = Figure(figsize=(7, 4), layout='constrained')
-    axes = figure.subplots()
+    figure, axes = figure_to_draw(7, 4)
     groups = {}
     for row in rows:
         whose = 'nanoGPT' if row['name'].startswith('nanoGPT') else 'this project'

@@ -17,7 +17,7 @@ import re
 import tempfile
 from pathlib import Path
 
-from bench._runs import keep_run, matplotlib_figure, read_runs
+from bench._runs import figure_to_draw, keep_run, read_runs
 from bench.nanogpt_score import copy_nanogpt, run_python, score
 from configurator import configure
 from parts.checkpoint import read_log
@@ -234,10 +234,8 @@ def print_same_seconds(rows):
 
 def draw_stairs(rows):
     """Bits per character of each stair, up and then down."""
-    Figure = matplotlib_figure()
     stairs = summary(rows)
-    figure = Figure(figsize=(8, 0.32 * len(stairs) + 0.9), layout='constrained')
-    axes = figure.subplots()
+    figure, axes = figure_to_draw(8, 0.32 * len(stairs) + 0.9)
     for n, (name, scores, seconds, _) in enumerate(stairs):
         mean = sum(scores) / len(scores)
         colour = 'C1' if name == 'nanoGPT' else 'C2' if name.startswith('ours') else 'C0'

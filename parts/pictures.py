@@ -11,14 +11,16 @@ BITS_OF_RED = 8            # a character as surprising as this, or more, is red
 RESET = '\033[0m'          # the terminal's colours as they were
 
 
-def new_figure(width, height):
-    """(figure, axes), the size in inches; (None, None) where there is no matplotlib."""
+def new_figure(width, height, **grid):
+    """(figure, axes), the size in inches; (None, None) where there is no matplotlib. grid: what
+    subplots() is told, for more axes than one.
+    """
     try:
         from matplotlib.figure import Figure  # here, for it takes its time
     except ImportError:
         return None, None
     figure = Figure(figsize=(width, height), layout='constrained')
-    return figure, figure.subplots()
+    return figure, figure.subplots(**grid)
 
 
 # --- the losses of a run ---
