@@ -56,7 +56,7 @@ encoding = 'utf-8-sig'  # of sources but .parquet; old Korean files are often cp
 n_reviews = 100000    # how many reviews the demo grammar writes
 seed = 0              # of the demo grammar
 # the vocabulary
-mode = 'tokenizer'    # tokenizer: sub-words; manual: one id per character
+mode = 'tokenizer'    # tokenizer: sub-words; manual: one id per character; tokenizer,manual: both
 model_name = ''       # '': learn sub-words; or tokenizer.json, model folder, skt/kogpt2-base-v2
 revision = ''         # commit, tag or branch of that model, else of kr3 ('': the pinned one)
 vocab_size = 8000     # pieces of the SentencePiece vocabulary
@@ -73,8 +73,8 @@ TOKEN_FILES = [
     'train.bin', 'train_offsets.bin', 'val.bin', 'val_offsets.bin', 'meta.json',
     'tokenizer.json', 'tokenizer_config.json', 'tokenizer.model', 'characters.json',
 ]
-# as everybody prepares it; with --mode=tokenizer a thousand sub-words, for it is small
-SHAKESPEARE = {'unit': 'file', 'mode': 'manual', 'min_count': 1, 'vocab_size': 1000}
+# split as everybody splits it; few sub-words, for it is small, and every character
+SHAKESPEARE = {'unit': 'file', 'mode': 'tokenizer,manual', 'min_count': 1, 'vocab_size': 1000}
 
 
 def main():
@@ -84,16 +84,16 @@ def main():
                           if name not in settings.given})
     check_settings()
     try:
-        vocab = given_vocabulary()  # first, because what is wrong with it is known in a second
+        given = given_vocabulary()  # first, because what is wrong with it is known in a second
         folder, reports = take_texts() if data_dir else make_texts()
-        if vocab is None and mode == 'manual':
-            vocab = Characters.train(folder / 'train.txt', min_count)
-        elif vocab is None:
-            vocab = SentencePiece.train(folder / 'train.txt', vocab_size)
-        short = mode == 'tokenizer' and not model_name and vocab.size < vocab_size
-        more = f', all that the text can fill of {vocab_size:,}' if short else ''
-        sizes = [f'vocabulary: {vocab.size:,} ids{more}',
-                 *write_tokens(vocab, folder, folder / mode)]
+        sizes = []
+        for one in mode.split(','):
+            vocab = given or new_vocabulary(one, folder / 'train.txt')
+            more = ''
+            if one == 'tokenizer' and not given and vocab.size < vocab_size:
+                more = f', all that the text can fill of {vocab_size:,}'
+            sizes.append(f'vocabulary: {vocab.size:,} ids{more}')
+            sizes += write_tokens(vocab, folder, folder / one)
     except OSError as error:  # no space left, no permission, a file where a folder should be
         raise UserError(error) from None
     except KeyboardInterrupt:
@@ -102,18 +102,18 @@ def main():
         sizes += report.lines()
     for line in sizes:
         print0(line)
-    print0(f'ready: python train.py {training_flags(folder)}')
+    for one in mode.split(','):
+        print0(f'ready: python train.py {training_flags(folder, one)}')
 
 
-def training_flags(folder):
+def training_flags(folder, its_mode):
     """What train.py is to be told: the config file that is made for this folder, or names."""
     name = folder.resolve().name
-    usual = 'manual' if name == 'shakespeare' else 'tokenizer'
-    config = Path('config', f'{name}.py' if mode == usual else f'{name}_{mode}.py')
+    config = Path('config', f'{name}.py' if its_mode == 'tokenizer' else f'{name}_{its_mode}.py')
     if folder == Path('data', name) and config.exists():
         return config
     words = [f'--data_dir={folder}', f'--out_dir=out/{name}']
-    if mode == 'manual':
+    if its_mode == 'manual':
         words.append('--mode=manual')
     return shlex.join([*words, '--minutes=10'])
 
@@ -122,8 +122,8 @@ def training_flags(folder):
 
 def check_settings():
     """Raise UserError where a setting has no meaning."""
-    if mode not in ('tokenizer', 'manual'):
-        raise UserError(f"mode='{mode}': it is 'tokenizer' or 'manual'")
+    if mode not in ('tokenizer', 'manual', 'tokenizer,manual', 'manual,tokenizer'):
+        raise UserError(f"mode='{mode}': it is 'tokenizer', 'manual' or 'tokenizer,manual'")
     if unit not in UNITS:
         raise UserError(f"unit='{unit}': it is one of {', '.join(UNITS)}")
     if not 0 < val_ratio < 1:
@@ -198,11 +198,12 @@ def claim(folder, names, sources):
     another is there, or files that it must not write over.
     """
     lock_folder(folder)
-    lock_folder(folder / mode)
     finish_renames(folder)
-    finish_renames(folder / mode)
     refuse_to_overwrite(folder, names, sources)
-    refuse_to_overwrite(folder / mode, TOKEN_FILES, [])
+    for one in mode.split(','):
+        lock_folder(folder / one)
+        finish_renames(folder / one)
+        refuse_to_overwrite(folder / one, TOKEN_FILES, [])
 
 
 def make_reader(source):
@@ -220,14 +221,20 @@ def given_vocabulary():
     if not model_name:
         return None
     vocab = find_vocabulary(model_name, revision)
-    its_mode = 'manual' if isinstance(vocab, Characters) else 'tokenizer'
-    if its_mode != mode:
+    if vocab.mode != mode:
         raise UserError(f'{model_name} is not a vocabulary for --mode={mode}: '
-                        f'say --mode={its_mode}')
+                        f'say --mode={vocab.mode}')
     if vocab.size > MOST_IDS:
         raise UserError(f'{model_name}: {vocab.size:,} ids do not fit into uint16; '
                         f'take a vocabulary of {MOST_IDS:,} at most')
     return vocab
+
+
+def new_vocabulary(its_mode, train_txt):
+    """One that is made of the training text."""
+    if its_mode == 'manual':
+        return Characters.train(train_txt, min_count)
+    return SentencePiece.train(train_txt, vocab_size)
 
 
 # --- the stream ---
@@ -293,9 +300,9 @@ def vocabulary_meta(vocab, texts):
     import sentencepiece
     import tokenizers
     names = [*map(str, range(len(RATINGS))), 'unknown']
-    flag = f'--min_count={min_count}' if mode == 'manual' else f'--vocab_size={vocab_size}'
+    flag = f'--min_count={min_count}' if vocab.mode == 'manual' else f'--vocab_size={vocab_size}'
     meta = {
-        'mode': mode,
+        'mode': vocab.mode,
         'model_name': model_name,
         'vocab_size': vocab.size,
         'vocabulary': vocab.file,

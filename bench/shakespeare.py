@@ -1,17 +1,16 @@
 """Tiny Shakespeare, the field's best known example: nanoGPT's recipe and ours, on one machine.
 
-    python prepare.py --source=shakespeare      # and --mode=tokenizer, for sub-words
+    python prepare.py --source=shakespeare
     python -m bench.shakespeare --nanogpt=../nanoGPT
     python -m bench.shakespeare --draw=assets/shakespeare.svg
 
 nanoGPT, a checkout that is copied and not changed, trains as its README says for a CPU, then this
 project with each config file and seed. Seconds are of the whole command: loading, compiling,
 validation and saving are in them. The score is nats per character on the last tenth of the text,
-whether its ids are characters or sub-words (config/shakespeare_tokenizer.py; nanoGPT with
---mode=tokenizer). Each model reads it in windows as long as its context, and each id, but for those
-of the first half window, has half a window or more before it. The second score is of windows side
-by side, in which the first id has nothing before it: close to how nanoGPT's README scores. Runs are
-kept in a file, and drawn from it.
+whether its ids are characters or sub-words (of nanoGPT: --mode=tokenizer). Each model reads it in
+windows as long as its context, and each id, but for those of the first half window, has half a
+window or more before it. The second score is of windows side by side, in which the first id has
+nothing before it: close to how nanoGPT's README scores. Runs are kept in a file, and drawn from it.
 """
 import pickle
 import shutil
@@ -113,7 +112,7 @@ def print_row(name, seconds, model, val, vocabulary, used=None):
     if used is not None:
         ids = np.searchsorted(used, ids)
     nats, cold = (surprise(model, torch.tensor(ids), share) / n_chars for share in (0.5, 0))
-    unit = 'characters' if vocabulary.file == 'characters.json' else 'sub-words'
+    unit = 'characters' if vocabulary.mode == 'manual' else 'sub-words'
     context = model.config.block_size
     seen = f'{context} {unit}'
     print(f'{name:40}  {seen:>14}  {seconds:7.1f}  {nats:14.4f}  {cold:12.4f}', flush=True)

@@ -45,7 +45,7 @@ def shape_for(n_tokens, vocab_size, flops, chunk_size=256, d_model=0, n_layers=0
         'batch_size': n_rows,
         'lr': 8e-3 if d_model < 256 else 6e-3,
         # for the trial steps; small models are slower than this budget assumes
-        'dropout': 0.1 if by_heart(n_tokens, n_stored, budget, epochs) else 0.0,
+        'dropout': dropout_for(n_tokens, n_stored, budget, epochs),
     }
 
 
@@ -53,19 +53,23 @@ def length_for(n_tokens, n_weights, budget, epochs=0):
     """{setting of train.py: value}: how often a model of n_weights, tables included, is to read a
     text of n_tokens, where there is time for a budget of tokens. epochs: where they are given.
     """
-    learned = by_heart(n_tokens, n_weights, budget, epochs)
+    dropout = dropout_for(n_tokens, n_weights, budget, epochs)
     epochs = epochs or min(max(1, math.ceil(budget / n_tokens - 0.1)), MOST_EPOCHS)
     return {
         'epochs': epochs,
         'n_tokens': round(budget / epochs / 1e6, 4) if budget < epochs * n_tokens else 0.0,
-        'dropout': 0.1 if learned else 0.0,
-        'table_decay': 1.0 if learned else 0.0,
+        'dropout': dropout,
+        'table_decay': 1.0 if dropout else 0.0,
     }
 
 
-def by_heart(n_tokens, n_weights, budget, epochs):
-    """Whether a model would learn a text by heart: weights for each token of it, times passes over
-    it. (Where that was 9, dropout made it worse; at 16, better.)
+def dropout_for(n_tokens, n_weights, budget, epochs):
+    """The more, the better a model could learn the text by heart: weights for each token of it,
+    times passes over it. (Where that was 9, dropout made it worse; at 16, better; 0.2 was better
+    than 0.1 at 800, 0.3 than 0.2 at 1,400, 0.4 than 0.3 at 2,000: docs/LOG.md, More dropout.)
     """
     n_passes = min(budget / n_tokens, epochs or MOST_EPOCHS)
-    return n_passes > 1 and n_passes * n_weights / n_tokens > 12
+    learned = n_passes * n_weights / n_tokens
+    if n_passes <= 1 or learned <= 12:
+        return 0.0
+    return round(min(max(0.1, learned / 4000), 0.4), 1)

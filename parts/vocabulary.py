@@ -31,6 +31,7 @@ class Vocabulary:
     rating_ids   the start tokens of the ratings 0, 1, 2
     start_ids    the same, then `<s>`, which starts a text without a rating (its rating is -1)
     banned       ids that are never written inside a text
+    mode         what --mode= calls it, tokenizer or manual
     file         the name of the vocabulary's file
     content      the bytes of that file
     licence      of one that was not learned here, '' where it is not known
@@ -40,6 +41,7 @@ class Vocabulary:
     as_tokenizer()    the same for the `tokenizers` library, with which Transformers reads it; it
                       composes letters by NFC, as clean() does before a text comes here
     """
+    mode = 'tokenizer'
     licence = ''
 
     def set_control_ids(self, control_ids, unknown_ids):
@@ -279,6 +281,7 @@ class HubTokenizer(Vocabulary):
 
 class Characters(Vocabulary):
     """One id per character: the oldest vocabulary. A rare character is <unk> and decodes to �."""
+    mode = 'manual'
     file = 'characters.json'
 
     def __init__(self, content):

@@ -925,16 +925,31 @@ def test_shakespeare_is_prepared_as_everybody_does_with_nothing_else_said(tmp_pa
     (_, name, digest), = PLAIN_FILES['shakespeare']
     copy_of_the_project(tmp_path, 'parts/corpus.py', digest, sha256(play.encode()).hexdigest())
     write(tmp_path / 'data/download' / name, play)
-    write(tmp_path / 'config/shakespeare_tokenizer.py', '')
+    for name in ('shakespeare', 'shakespeare_manual'):
+        write(tmp_path / f'config/{name}.py', '')
     words = [sys.executable, 'prepare.py', '--source=shakespeare']
-    subprocess.run(words, cwd=tmp_path, check=True)
+    said = subprocess.check_output(words, cwd=tmp_path, text=True)
+    assert said.endswith('ready: python train.py config/shakespeare.py\n'
+                         'ready: python train.py config/shakespeare_manual.py\n')
     meta, ((_, ids),) = streams(tmp_path / 'data/shakespeare/manual')
     assert len(ids) == int(len(play) * 0.9)
     assert meta['vocab_size'] == len(set(play)) + len(CONTROL_TOKENS) + 1
-    said = subprocess.check_output([*words, '--mode=tokenizer'], cwd=tmp_path, text=True)
-    assert said.endswith('ready: python train.py config/shakespeare_tokenizer.py\n')
     meta = read_meta(tmp_path / 'data/shakespeare/tokenizer')
     assert (meta['train_chars'], meta['vocab_size']) == (len(ids), 1000)
+
+
+def test_both_vocabularies_at_once_are_those_of_two_calls(tmp_path):
+    write(tmp_path / 'mine.txt', '\n'.join(LINES))
+    words = ['--source=mine.txt', '--vocab_size=300']
+    works(tmp_path, *words, '--output_dir=one', '--mode=manual,tokenizer')
+    for mode in ('tokenizer', 'manual'):
+        works(tmp_path, *words, '--output_dir=two', f'--mode={mode}')
+    one, two = ({path.relative_to(tmp_path / folder): content
+                 for path, content in files_of(tmp_path / folder).items()}
+                for folder in ('one', 'two'))
+    assert one == two
+    said = refused(tmp_path, *words, '--mode=tokenizer,manual', '--model_name=one/manual')
+    assert said.endswith('say --mode=manual\n')
 
 
 # --- how it ends ---

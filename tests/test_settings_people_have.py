@@ -117,7 +117,7 @@ def test_a_compiler_that_negates_every_gradient_is_not_trusted(plain, demo, tmp_
 
 @pytest.mark.parametrize('name, T', [
     ('demo', 128), ('kr3', 256), ('kr3_ffn', 256), ('kr3_manual', 512), ('kr3_classic', 256),
-    ('shakespeare', 256), ('shakespeare_small', 64), ('shakespeare_tokenizer', 256),
+    ('shakespeare', 256), ('shakespeare_manual', 256), ('shakespeare_small', 64),
 ])
 def test_every_config_file_trains(name, T, demo, tmp_path):
     """Two steps of two rows, which are as long as the file says; of one layer."""

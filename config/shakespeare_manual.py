@@ -1,0 +1,12 @@
+# Tiny Shakespeare, one id per character.  python prepare.py --source=shakespeare  first.
+data_dir = 'data/shakespeare'
+out_dir = 'out/shakespeare_manual'
+mode = 'manual'
+d_model = 160         # 4 layers of it learned more in five minutes than of 128,
+n_layers = 4          # on the last tenth of the training text (docs/LOG.md, One dial)
+batch_size = 8
+epochs = 4            # the million characters come back, each time cut at other places
+n_tokens = 0.8        # million an epoch, of 1.0
+lr = 8e-3             # small models like larger steps
+eval_interval = 390   # once an epoch: a validation reads all characters
+eval_tokens = 0       # all
