@@ -18,7 +18,8 @@ def shape_for(n_tokens, vocab_size, flops, chunk_size=256, d_model=0, n_layers=0
     """
     # How many weights a pass multiplies with: 12 d_model² in a block, vocab_size d_model in the
     # head. The best number grows with a power of the operations (0.5 in large models, Hoffmann et
-    # al. 2022, arXiv:2203.15556; less in small ones, whose head is a large part).
+    # al. 2022, arXiv:2203.15556; less in small ones, whose head is a large part). 3.3e12
+    # operations are about a minute of two slow cores.
     n_weights = 4.8e5 * (flops / 3.3e12) ** 0.4
 
     def weights(n_layers, d_model):
@@ -45,15 +46,16 @@ def shape_for(n_tokens, vocab_size, flops, chunk_size=256, d_model=0, n_layers=0
         'batch_size': n_rows,
         'lr': 8e-3 if d_model < 256 else 6e-3,
         # for the trial steps; small models are slower than this budget assumes
-        'dropout': dropout_for(n_tokens, n_stored, budget, epochs),
+        'dropout': dropout_for(n_tokens, n_stored, d_model, budget, epochs),
     }
 
 
-def length_for(n_tokens, n_weights, budget, epochs=0):
-    """{setting of train.py: value}: how often a model of n_weights, tables included, is to read a
-    text of n_tokens, where there is time for a budget of tokens. epochs: where they are given.
+def length_for(n_tokens, n_weights, d_model, budget, epochs=0):
+    """{setting of train.py: value}: how often a model of n_weights, tables included, and a width is
+    to read a text of n_tokens, where there is time for a budget of tokens. epochs: where they are
+    given.
     """
-    dropout = dropout_for(n_tokens, n_weights, budget, epochs)
+    dropout = dropout_for(n_tokens, n_weights, d_model, budget, epochs)
     epochs = epochs or min(max(1, math.ceil(budget / n_tokens - 0.1)), MOST_EPOCHS)
     return {
         'epochs': epochs,
@@ -63,13 +65,12 @@ def length_for(n_tokens, n_weights, budget, epochs=0):
     }
 
 
-def dropout_for(n_tokens, n_weights, budget, epochs):
-    """The more, the better a model could learn the text by heart: weights for each token of it,
-    times passes over it. (Where that was 9, dropout made it worse; at 16, better; 0.2 was better
-    than 0.1 at 800, 0.3 than 0.2 at 1,400, 0.4 than 0.3 at 2,000: docs/LOG.md, More dropout.)
+def dropout_for(n_tokens, n_weights, d_model, budget, epochs):
+    """None where a model is too small to learn the text by heart: fewer than 12 weights for each
+    token of it, times passes over it. Else the more, the wider the model and the more passes.
+    (docs/LOG.md, One dial and More dropout)
     """
     n_passes = min(budget / n_tokens, epochs or MOST_EPOCHS)
-    learned = n_passes * n_weights / n_tokens
-    if n_passes <= 1 or learned <= 12:
+    if n_passes <= 1 or n_passes * n_weights / n_tokens <= 12:
         return 0.0
-    return round(min(max(0.1, learned / 4000), 0.4), 1)
+    return round(min(max(0.1, n_passes * d_model / 17000), 0.4), 1)
