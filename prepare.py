@@ -81,7 +81,7 @@ def main():
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: no .part file stays
     if source == 'shakespeare':  # what nobody set is for it as SHAKESPEARE says
         globals().update({name: value for name, value in SHAKESPEARE.items()
-                          if name not in settings.given})
+                          if name not in settings.given and not (name == 'mode' and model_name)})
     check_settings()
     try:
         given = given_vocabulary()  # first, because what is wrong with it is known in a second
@@ -92,7 +92,7 @@ def main():
             more = ''
             if one == 'tokenizer' and not given and vocab.size < vocab_size:
                 more = f', all that the text can fill of {vocab_size:,}'
-            sizes.append(f'vocabulary: {vocab.size:,} ids{more}')
+            sizes.append(f'vocabulary, {one}: {vocab.size:,} ids{more}')
             sizes += write_tokens(vocab, folder, folder / one)
     except OSError as error:  # no space left, no permission, a file where a folder should be
         raise UserError(error) from None
@@ -112,7 +112,8 @@ def training_flags(folder, its_mode):
     config = Path('config', f'{name}.py' if its_mode == 'tokenizer' else f'{name}_{its_mode}.py')
     if folder == Path('data', name) and config.exists():
         return config
-    words = [f'--data_dir={folder}', f'--out_dir=out/{name}']
+    out = name if its_mode == mode else f'{name}_{its_mode}'  # each its own where both are made
+    words = [f'--data_dir={folder}', f'--out_dir=out/{out}']
     if its_mode == 'manual':
         words.append('--mode=manual')
     return shlex.join([*words, '--minutes=10'])

@@ -5,7 +5,7 @@
     python -m bench.shakespeare --draw=assets/shakespeare.svg
 
 nanoGPT, a checkout that is copied and not changed, trains as its README says for a CPU, then this
-project with each config file and seed. Seconds are of the whole command: loading, compiling,
+project with each of --configs and seed. Seconds are of the whole command: loading, compiling,
 validation and saving are in them. The score is nats per character on the last tenth of the text,
 whether its ids are characters or sub-words (of nanoGPT: --mode=tokenizer). Each model reads it in
 windows as long as its context, and each id, but for those of the first half window, has half a
@@ -33,7 +33,7 @@ nanogpt = ''                       # a checkout of nanoGPT ('': only ours)
 nanogpt_flags = ''                 # more of its flags, as --learning_rate=2e-3 --min_lr=2e-4
 data_dir = 'data/shakespeare'      # what prepare.py wrote
 mode = 'manual'                    # of nanoGPT's ids: manual (characters) or tokenizer (sub-words)
-configs = 'config/shakespeare_small.py,config/shakespeare.py'
+configs = 'config/shakespeare_small.py,config/shakespeare.py,config/shakespeare_manual.py'
 seeds = 3                          # runs of each config file (0: none)
 flags = ''                         # more of train.py's, as --dtype=float32
 results = 'out/shakespeare.csv'    # where the runs are kept

@@ -3,12 +3,12 @@
     tokens of the text, operations that the time allows → shape_for → a model of that shape, some
     steps of it → how many tokens fit into the time → length_for
 
-Fitted to decoders, in runs of half a minute to five minutes of two CPU cores, and of one text for
-thirty; beyond that it is a guess. See docs/LOG.md, One dial and Few layers.
+Fitted to decoders, in runs of half a minute to five minutes of two CPU cores, and of two texts for
+thirty; beyond that it is a guess. See docs/LOG.md, One dial, Few layers and More dropout.
 """
 import math
 
-MOST_EPOCHS = 60           # more passes over a text only learn it by heart
+MOST_EPOCHS = 60           # the most that was tried
 
 
 def shape_for(n_tokens, vocab_size, flops, chunk_size=256, d_model=0, n_layers=0, epochs=0):
@@ -66,9 +66,8 @@ def length_for(n_tokens, n_weights, d_model, budget, epochs=0):
 
 
 def dropout_for(n_tokens, n_weights, d_model, budget, epochs):
-    """None where a model is too small to learn the text by heart: fewer than 12 weights for each
-    token of it, times passes over it. Else the more, the wider the model and the more passes.
-    (docs/LOG.md, One dial and More dropout)
+    """0 where a model is too small to learn the text by heart: 12 weights or fewer for each token,
+    times passes over them. Else passes x width / 17,000, from 0.1 to 0.4, the most that was tried.
     """
     n_passes = min(budget / n_tokens, epochs or MOST_EPOCHS)
     if n_passes <= 1 or n_passes * n_weights / n_tokens <= 12:

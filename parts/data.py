@@ -346,7 +346,7 @@ def read_meta(data_dir, mode):
         for other in {'tokenizer', 'manual'} - {mode}:
             if os.path.exists(Path(data_dir, other, 'meta.json')):
                 raise UserError(f'{folder} has no meta.json, but {data_dir}/{other} has: say '
-                                f'--mode={other}')
+                                f'--mode={other}, or prepare.py --mode={mode}')
         advice = f'run prepare.py first (--source=… --output_dir={data_dir} --mode={mode})'
         raise UserError(f'{folder} has no meta.json; {advice}')
     return read_json(path)

@@ -941,7 +941,10 @@ def test_shakespeare_is_prepared_as_everybody_does_with_nothing_else_said(tmp_pa
 def test_both_vocabularies_at_once_are_those_of_two_calls(tmp_path):
     write(tmp_path / 'mine.txt', '\n'.join(LINES))
     words = ['--source=mine.txt', '--vocab_size=300']
-    works(tmp_path, *words, '--output_dir=one', '--mode=manual,tokenizer')
+    said = works(tmp_path, *words, '--output_dir=one', '--mode=manual,tokenizer')
+    assert said.endswith(
+        'ready: python train.py --data_dir=one --out_dir=out/one_manual --mode=manual --minutes=10\n'
+        'ready: python train.py --data_dir=one --out_dir=out/one_tokenizer --minutes=10\n')
     for mode in ('tokenizer', 'manual'):
         works(tmp_path, *words, '--output_dir=two', f'--mode={mode}')
     one, two = ({path.relative_to(tmp_path / folder): content
