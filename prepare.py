@@ -93,7 +93,7 @@ def main():
             if one == 'tokenizer' and not given and vocab.size < vocab_size:
                 more = f', all that the text can fill of {vocab_size:,}'
             sizes.append(f'vocabulary, {one}: {vocab.size:,} ids{more}')
-            sizes += write_tokens(vocab, folder, folder / one)
+            sizes += write_tokens(vocab, folder)
     except OSError as error:  # no space left, no permission, a file where a folder should be
         raise UserError(error) from None
     except KeyboardInterrupt:
@@ -240,7 +240,7 @@ def new_vocabulary(its_mode, train_txt):
 
 # --- the stream ---
 
-def write_tokens(vocab, texts, folder):
+def write_tokens(vocab, texts):
     """Write train.bin, val.bin and all that a reader of them needs: all of these files or none.
     Returns what is to be said of them.
 
@@ -254,7 +254,7 @@ def write_tokens(vocab, texts, folder):
     }
     meta = vocabulary_meta(vocab, texts)
     said = []
-    with new_files(folder) as create:
+    with new_files(texts / vocab.mode) as create:
         for name, there in content.items():
             create(name).write(there)
         for side, text in SIDES.items():
