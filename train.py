@@ -79,7 +79,7 @@ n_layers = 6           # depth
 nhead = 0              # attention heads (0: one per 64 of d_model)
 window = 8             # ffn: how many tokens it reads
 chunk_size = 256       # longest row in tokens, and how far attention looks back
-dropout = 0.0          # share of activations dropped in training; 0.1 or more if data repeats
+dropout = 0.0          # share of activations dropped in training; 0.1 or more if data repeat often
 # --- optimizer ---
 batch_size = 16        # a step reads batch_size * chunk_size tokens, all processes together
 micro_batch = 0        # rows that a process computes at once; fewer save memory (0: all of them)
@@ -426,6 +426,8 @@ def fit_to_minutes(run, meta, base, device):
         raise UserError(f'minutes={run.minutes:g}: to begin takes {spent + again:.0f} s here, and '
                         f'a step {step_seconds:.2g} s')
     length = length_for(n_tokens, n_weights, run.d_model, budget, epochs)
+    if 'dropout' in run.given:
+        length['table_decay'] = 1.0 if run.dropout else 0.0  # they go together
     if base:
         del length['dropout']  # it has its own
     if base or run.optimizer == 'adamw':

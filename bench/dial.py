@@ -7,6 +7,7 @@
 long it trains. Each run is a line of the results; the picture has a panel for each text and time.
 """
 import json
+import math
 import tempfile
 from pathlib import Path
 
@@ -64,33 +65,39 @@ def train(shape):
 
 
 def draw_results(rows):
-    """A panel for each text and time: bits per character against width."""
-    texts = sorted({row['text'] for row in rows})
+    """A panel for each text: how far each run is above the best of the same minutes, in percent."""
+    texts = list(dict.fromkeys(row['text'] for row in rows))
     times = sorted({float(row['minutes']) for row in rows})
-    figure, grid = figure_to_draw(3.4 * len(times), 2.2 * len(texts),
-                                  nrows=len(texts), ncols=len(times), squeeze=False)
-    for text, panels in zip(texts, grid):
-        for asked, axes in zip(times, panels):
-            for row in rows:
-                if row['text'] == text and float(row['minutes']) == asked:
-                    draw_run(axes, row)
-            axes.set_title(f'{text}, {asked:g} min', fontsize=9)
-            axes.tick_params(labelsize=7)
-            axes.margins(0.25)
-    figure.supxlabel('width of the model; a star: what the dial chose; beside a point: seconds, '
-                     'the whole command', fontsize=9)
-    figure.supylabel('bits per character', fontsize=9)
+    figure, panels = figure_to_draw(3.6 * len(texts), 3.2, ncols=len(texts), sharey=True,
+                                    squeeze=False)
+    for text, axes in zip(texts, panels[0]):
+        ticks = []
+        for place, asked in enumerate(times):
+            runs = [row for row in rows if (row['text'], float(row['minutes'])) == (text, asked)]
+            best = min((float(row['bits_per_char']) for row in runs), default=math.nan)
+            draw_runs(axes, place, runs, best)
+            ticks.append(f'{asked:g} min\nbest {best:.3f}')
+        axes.set_xticks(range(len(times)), ticks, fontsize=8)
+        axes.set_xlim(-0.5, len(times) - 0.5)
+        axes.axhline(2, color='grey', linewidth=0.5, linestyle='--')
+        axes.set_title(text, fontsize=9)
+    panels[0][0].set_ylabel('bits per character,\n% above the best of the same minutes', fontsize=8)
+    figure.supxlabel('star: the dial; dot: by hand; layers x width, seconds', fontsize=8)
     figure.savefig(draw)
 
 
-def draw_run(axes, row):
-    """What the dial chose is a star, and what a person chose a dot."""
-    point = int(row['d_model']), float(row['bits_per_char'])
-    if row['by'] == 'dial':
-        axes.plot(*point, '*', color='C1', markersize=11)
-    else:
-        axes.plot(*point, 'o', color='C0')
-    axes.annotate(f'  {row["seconds"]}', point, fontsize=7, va='center')
+def draw_runs(axes, place, runs, best):
+    """The runs of one text and time side by side, the smallest model first."""
+    runs = sorted(runs, key=lambda row: int(row['n_layers']) * int(row['d_model']) ** 2)
+    for n, row in enumerate(runs):
+        x = place + 0.26 * (n - (len(runs) - 1) / 2)
+        y = 100 * (float(row['bits_per_char']) / best - 1)
+        if row['by'] == 'dial':
+            axes.plot(x, y, '*', color='C1', markersize=10)
+        else:
+            axes.plot(x, y, 'o', color='C0', markersize=5)
+        axes.annotate(f'{row["n_layers"]}x{row["d_model"]}\n{row["seconds"]}', (x, y), (0, 6),
+                      textcoords='offset points', fontsize=6, ha='center')
 
 
 if __name__ == '__main__':

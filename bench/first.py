@@ -22,6 +22,7 @@ from parts.bigram import init_from_bigrams
 from parts.data import Data, read_meta
 from parts.errors import UserError, run_script
 from parts.optim import get_lr, make_optimizer
+from parts.scoring import BITS_OF_UNSEEN
 from parts.vocabulary import load_vocabulary
 
 ideas = ''                     # which of IDEAS to use, with commas between them ('': none)
@@ -48,7 +49,7 @@ def main():
         raise UserError(f'{data_dir} has too little text')
     some = train[2:12].tolist()                               # after </s> and the start token
     print(f'{len(train):,} ids to learn from; {some} says {vocabulary.decode(some)!r}')
-    steps = int(n_tokens * 1e6) // (B * T)
+    steps = max(1, int(n_tokens * 1e6) // (B * T))
 
     torch.manual_seed(seed)
     model = build(Config(meta['vocab_size'], d_model=128, d_ffn=384, n_layers=4, nhead=4,
@@ -67,7 +68,7 @@ def main():
             cosine = 0.55 + 0.45 * math.cos(math.pi * step / steps)           # from 1 to 0.1
             rate = peak * min((step + 1) / 10, cosine)
         for group in optimizer.param_groups:
-            group['lr'] = rate * group.get('lr_mult', 1)              # the tables have others
+            group['lr'] = rate * group.get('lr_mult', 1)              # times 1 without Muon
         x, y = batch(step)                                    # (B, T) each: ids, the id after each
         nats, _ = model(x, y)                                 # summed over y (_: for ratings)
         loss = nats / (y >= 0).sum()                          # the mean; -1 in y is no token
@@ -86,10 +87,12 @@ def main():
     with torch.no_grad():
         for some_x, some_y in zip(x.split(64), y.split(64)):
             nats += model(some_x, some_y)[0].item()
-    bits = nats / math.log(2) / n * (len(val) - 1) / meta['val_chars']
-    print(f'held out: {nats / n:.3f} nats per token, {bits:.3f} bits per character')
+    bits = nats / math.log(2) / n * (len(val) - 1)
+    bits += BITS_OF_UNSEEN * meta['val_unseen']               # which character each <unk> was
+    print(f'held out: {nats / n:.3f} nats per token, '
+          f'{bits / meta["val_chars"]:.3f} bits per character')
 
-    # </s> and the start token of a text that is there, then the prompt
+    # </s> and the start token of the first held-out text, then the prompt
     beginning = [*val[:2].tolist(), *vocabulary.encode([prompt])[0]]
     columns = generate(model, torch.tensor([beginning]), 300, vocabulary.banned, temperature=0.8)
     print(vocabulary.decode(beginning[2:] + [ids.item() for ids in columns]))

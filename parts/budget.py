@@ -16,20 +16,21 @@ def shape_for(n_tokens, vocab_size, flops, chunk_size=256, d_model=0, n_layers=0
     floating-point operations. n_tokens: of the text. d_model, n_layers, epochs: where they are
     given.
     """
-    # How many weights a pass multiplies with: 12 d_model² in a block, vocab_size d_model in the
-    # head. The best number grows with a power of the operations (0.5 in large models, Hoffmann et
-    # al. 2022, arXiv:2203.15556; less in small ones, whose head is a large part). 3.3e12
-    # operations are about a minute of two slow cores.
-    n_weights = 4.8e5 * (flops / 3.3e12) ** 0.4
+    # A pass multiplies with 12 d_model² weights in a block and vocab_size d_model in the head.
+    def weights(n_layers, d_model, of_head=1):
+        return (12 * n_layers * d_model + of_head * vocab_size) * d_model
 
-    def weights(n_layers, d_model):
-        return (12 * n_layers * d_model + vocab_size) * d_model
+    # How many are best grows with a power of the operations (0.5 in large models, Hoffmann et al.
+    # 2022, arXiv:2203.15556; less in small ones). Half of the head counts: it is there from the
+    # start, by counting. 3.3e12 operations are about a minute of two slow cores.
+    n_weights = 3.7e5 * (flops / 3.3e12) ** 0.4
 
     # from small to large: first wider, then deeper, then wider again, then both
     shapes = [(1, 64), (1, 96), (1, 128), (2, 128), (3, 128), (4, 128), (4, 160), (4, 192),
               (4, 224), *((width // 48, width) for width in range(256, 2049, 64))]
     shapes = [(n_layers or depth, d_model or width) for depth, width in shapes]
-    n_layers, d_model = min(shapes, key=lambda shape: abs(math.log(weights(*shape) / n_weights)))
+    n_layers, d_model = min(
+        shapes, key=lambda shape: abs(math.log(weights(*shape, 0.5) / n_weights)))
     if d_model < 256:
         n_rows = 8                                            # of 256 tokens
     elif d_model < 512:

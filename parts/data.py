@@ -383,7 +383,7 @@ def map_file(path, dtype):
 
 
 def find_ratings(tokens, offsets, rating_ids):
-    """The ratings that texts have, [0, 1, 2] or fewer: a hundred thousand texts show it."""
-    which = np.linspace(0, len(offsets) - 2, min(len(offsets) - 1, 10 ** 5)).astype(np.int64)
-    starts = set(tokens[offsets[which].astype(np.int64) + 1].tolist())
+    """The ratings that texts have, [0, 1, 2] or fewer: a million texts show it."""
+    which = np.linspace(0, len(offsets) - 2, min(len(offsets) - 1, 10 ** 6)).astype(np.int64)
+    starts = np.unique(tokens[offsets[which].astype(np.int64) + 1])
     return [n for n, rating_id in enumerate(rating_ids) if rating_id in starts]

@@ -15,7 +15,7 @@ from model import Config, build
 from parts import bigram
 from parts import data as data_part
 from parts.bigram import init_from_bigrams
-from parts.data import Data, hide_ratings, pack, read_meta, row_length
+from parts.data import Data, find_ratings, hide_ratings, pack, read_meta, row_length
 from parts.errors import UserError
 
 EOS, UNKNOWN, POSITIVE, NEGATIVE = range(4)
@@ -303,6 +303,12 @@ def test_the_share_of_rows_that_ask_for_ratings(open_data, share):
     ratings = torch.cat([data.batch(step).ratings for step in range(data.steps)])
     n_asked = (ratings >= 0).any(dim=1).sum().item()
     assert abs(n_asked - share * len(ratings)) <= 1
+
+
+def test_a_rating_that_one_text_in_many_has_is_found():
+    tokens = np.tile(np.array([2, 4, 9], '<u2'), 300_000)     # </s> <pos> and a word
+    tokens[3 * 123_457 + 1] = 5
+    assert find_ratings(tokens, np.arange(0, len(tokens) + 1, 3), [3, 4, 5]) == [1, 2]
 
 
 def test_texts_without_ratings_are_asked_for_none(open_data):

@@ -286,13 +286,14 @@ def test_showing_texts_changes_nothing(demo, tmp_path):
 def test_minutes_choose_what_was_not_given_and_say_it_as_flags(demo, tmp_path):
     """The flags make the same run, and a clock does not move one that goes on."""
     given = ['--n_layers=1', '--d_model=32', '--chunk_size=64', '--eval_interval=8',
-             '--eval_tokens=0.001', '--epochs=2', '--compile=false']
+             '--eval_tokens=0.001', '--epochs=2', '--compile=false', '--dropout=0.1']
     timed, same_flags, resumed = (tmp_path / name for name in ('timed', 'flags', 'resumed'))
     said = run('train.py', f'--data_dir={demo}', *given, '--minutes=0.1',
                f'--out_dir={timed}').stdout
     flags = said.partition('0.1 minutes here: ')[2].splitlines()[0].split()
     assert [flag.split('=')[0] for flag in flags] == [
-        '--batch_size', '--lr', '--dropout', '--n_tokens', '--table_decay', '--dtype']
+        '--batch_size', '--lr', '--n_tokens', '--table_decay', '--dtype']
+    assert '--table_decay=1.0' in flags, 'it goes with the dropout, whoever chose that'
     run('train.py', f'--data_dir={demo}', *given, *flags, f'--out_dir={same_flags}')
     assert same(last_weights(timed), last_weights(same_flags))
 
