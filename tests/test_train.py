@@ -326,7 +326,7 @@ def test_more_time_gives_a_larger_model_and_a_smaller_text_more_epochs():
         assert shape['d_model'] % (2 * max(1, round(shape['d_model'] / 64))) == 0
     assert shape_for(5000, 8000, 3e12)['batch_size'] == 2
     # rows and rate are those of a width that is given, layers as many as there is time for
-    assert shape_for(10 ** 8, 8000, 1e17, d_model=512) == {
+    assert shape_for(10 ** 8, 8000, 1.5e17, d_model=512) == {
         'n_layers': 8, 'd_model': 512, 'batch_size': 64, 'lr': 6e-3, 'dropout': 0.0}
     assert shape_for(10 ** 8, 8000, 1e9, d_model=512)['n_layers'] == 1
     # a text that will come back often, before a model that could hold it
