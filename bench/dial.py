@@ -77,12 +77,13 @@ def draw_results(rows):
             best = min((float(row['bits_per_char']) for row in runs), default=math.nan)
             draw_runs(axes, place, runs, best)
             ticks.append(f'{asked:g} min\nbest {best:.3f}')
+            axes.axvline(place + 0.5, color='grey', linewidth=0.5)
         axes.set_xticks(range(len(times)), ticks, fontsize=8)
         axes.set_xlim(-0.5, len(times) - 0.5)
         axes.axhline(2, color='grey', linewidth=0.5, linestyle='--')
         axes.set_title(text, fontsize=9)
     panels[0][0].set_ylabel('bits per character,\n% above the best of the same minutes', fontsize=8)
-    figure.supxlabel('star: the dial; dot: by hand; layers x width, seconds', fontsize=8)
+    figure.supxlabel('star: the dial; dot: by hand; layers x width, seconds of the whole command', fontsize=8)
     figure.savefig(draw)
 
 
@@ -96,8 +97,8 @@ def draw_runs(axes, place, runs, best):
             axes.plot(x, y, '*', color='C1', markersize=10)
         else:
             axes.plot(x, y, 'o', color='C0', markersize=5)
-        axes.annotate(f'{row["n_layers"]}x{row["d_model"]}\n{row["seconds"]}', (x, y), (0, 6),
-                      textcoords='offset points', fontsize=6, ha='center')
+        label = f'{row["n_layers"]}x{row["d_model"]}\n{row["seconds"]}'
+        axes.annotate(label, (x, y), (0, 6), textcoords='offset points', fontsize=6, ha='center')
 
 
 if __name__ == '__main__':
