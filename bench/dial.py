@@ -83,7 +83,8 @@ def draw_results(rows):
         axes.axhline(2, color='grey', linewidth=0.5, linestyle='--')
         axes.set_title(text, fontsize=9)
     panels[0][0].set_ylabel('bits per character,\n% above the best of the same minutes', fontsize=8)
-    figure.supxlabel('star: the dial; dot: by hand; layers x width, seconds of the whole command', fontsize=8)
+    figure.supxlabel('star: the dial; dot: by hand; layers x width, seconds of the whole command',
+                     fontsize=8)
     figure.savefig(draw)
 
 
