@@ -37,6 +37,7 @@ from parts.corpus import (
     new_files,
     read_texts_meta,
     refuse_to_overwrite,
+    refuse_twice,
     source_name,
     split_sources,
     text_names,
@@ -142,12 +143,13 @@ def check_settings():
 
 def name_sources():
     """{name: source} of all that --source= lists, as {'reviews': Path('data/reviews.csv')}."""
+    all_found = [find_source(one) for one in split_at_commas(source)]
+    refuse_twice(path for path in all_found if path not in KNOWN_SOURCES)
     sources = {}
-    for one in split_at_commas(source):
-        found = find_source(one)
+    for found in all_found:
         name = source_name(found)
         if name in sources:
-            raise UserError(f'{sources[name]} and {one} would both be written to '
+            raise UserError(f'{sources[name]} and {found} would both be written to '
                             f'{name}_train.txt; rename one')
         sources[name] = found
     return sources

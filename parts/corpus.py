@@ -252,6 +252,17 @@ def source_files(source, revision):
     return files, others
 
 
+def refuse_twice(sources):
+    """Raise UserError where one file is read twice: named, in a folder, or by a link."""
+    seen = {}
+    for source in sources:
+        for file in source_files(source, '')[0]:
+            status = file.stat()
+            again = seen.setdefault((status.st_dev, status.st_ino), file)
+            if again is not file:
+                raise UserError(f'{file} is {again} again; leave one of the two out')
+
+
 # --- the Hugging Face Hub, and plain addresses ---
 
 class NotFound(UserError):
@@ -949,6 +960,9 @@ def clean_rows(path, unit):
         if re.search(f'\r|({LINE_END.pattern})[-\\d]\t', text):
             raise UserError(f'{path}, line {n}: a carriage return or another line end stands in '
                             'it, as an old Mac ends a line; here a line ends with a line feed')
+        if unit == 'line' and '\t' in text:
+            raise UserError(f'{path}, line {n}: it has more cells than two; a line is '
+                            'rating<TAB>text, and --source= reads tables')
         if unit == 'line' and '\n' in text:
             raise UserError(f'{path}, line {n}: its text has line breaks ({BREAK}), which '
                             f'--unit=paragraph and --unit=file keep')
@@ -977,8 +991,9 @@ def clean_copy(texts, folder, unit):
     with new_files(folder) as create:
         for side, name in SIDES.items():
             file = TextFile(create(name))
-            for _, _, rating, text in clean_rows(texts / name, unit):
+            for _, line, rating, text in clean_rows(texts / name, unit):
                 report.n_rows += 1
+                report.n_controls += bool(LATIN_CONTROL.search(line.decode()))
                 if text:
                     report.ratings[rating] += 1
                     report.n_texts[side] += 1

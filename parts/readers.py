@@ -113,21 +113,20 @@ class Reader:
 
     def look_at_encoding(self, path):
         """Raise UnicodeError where a file is in UTF-16 and nobody said so, since as UTF-8 much of
-        that is valid; and where it is UTF-8 and should be cp1252 or the like, which nearly anything
-        is.
+        that is valid; and where it is UTF-8 and should be cp1252, which nearly anything is, or
+        cp949, which short texts are.
         """
         name = codecs.lookup(self.encoding).name
         if name == 'iso8859-1':  # Windows's, as in browsers: quotes and dashes, not controls
             self.encoding = name = 'cp1252'
         if name == 'euc_kr':  # likewise: Windows's has all syllables
             self.encoding = name = 'cp949'
-        any_goes = not re.match('utf|cp949', name)
-        size = 1 << 20 if any_goes else 1 << 12
+        size = 1 << 12 if name.startswith('utf') else 1 << 20
         with opener(path)(path, 'rb') as file:
             head = file.read(size)
         unsaid = has_zeros(head[:1 << 12]) and not re.search('16|32', name)
         whole = len(head) < size
-        wrong = any_goes and not head.isascii() and decodes(head, 'utf-8', whole)
+        wrong = not name.startswith('utf') and not head.isascii() and decodes(head, 'utf-8', whole)
         if unsaid or wrong:
             raise UnicodeError
 
@@ -181,12 +180,16 @@ class Reader:
         by_lines = self.unit == 'line' and not self.lines_meant
         if by_lines or self.text_column:
             refuse_tables(self.open(path), self.text_column, by_lines)
-        with self.open(path) as file:
-            if self.unit == 'file':
-                yield file.read(), None
-            elif self.unit == 'paragraph':                    # the lines between blank ones
-                # (a form feed ends a line, too)
-                lines = chain.from_iterable(map(str.splitlines, file))
+        if self.unit == 'file':
+            with self.open(path, newline='') as file:
+                yield re.sub('\r+\n|\r', '\n', file.read()), None   # \r\r\n is a slip
+            return
+        newline = '\n' if self.unit == 'paragraph' else None
+        with self.open(path, newline=newline) as file:
+            if self.unit == 'paragraph':                      # the lines between blank ones
+                # (a form feed ends a line, too, and so does the \r of an old Mac)
+                lines = chain.from_iterable(
+                    re.sub('\r+\n', '\n', line).splitlines() for line in file)
                 for blank, some in groupby(lines, lambda line: not visible(line)):
                     if not blank:
                         yield '\n'.join(some), None
@@ -299,8 +302,7 @@ class Reader:
         lines = chain(some, lines)
         full = [cells[text_cell] for _, cells in some
                 if len(cells) == len(header) and cells[text_cell].strip()]
-        numbers = full and all(map(NUMBER.fullmatch, full))
-        if numbers and len(header) > 1 and not self.text_column:
+        if full and all(map(NUMBER.fullmatch, full)) and len(header) > 1 and not self.text_column:
             raise UserError(f'its column {text!r} holds numbers; --text_column= names the one with '
                             f'the texts, of {listed(header)}')
         for _, cells in some:
@@ -313,7 +315,8 @@ class Reader:
             elif len(cells) != len(header):
                 mark, *_ = DELIMITERS.get(delimiter, ['mark'])
                 unnamed = (', or the numbers of the rows have no name (in R: row.names=FALSE)'
-                           if len(cells) == len(header) + 1 and NUMBER.fullmatch(cells[0]) else '')
+                           if len(cells) == len(header) + 1 and NUMBER.fullmatch(cells[0])
+                           and rating_cell != 0 else '')
                 raise UserError(f'line {n} has {len(cells)} cells and the first line has '
                                 f'{len(header)}; a text with a {mark} or a line break in it must '
                                 f'stand in quotes{unnamed}')
@@ -321,6 +324,7 @@ class Reader:
             elif plain(min(cells, key=len)[-100:]) in usual and is_header(cells, header, n):
                 yield LeftOut('the names of the columns again'), None
             else:
+                refuse_rows_inside(n, cells, delimiter, text_cell, rating_cell)
                 yield present(cells[text_cell]), None if rating is None else cells[rating_cell]
 
     def is_quoted(self, path):
@@ -350,9 +354,10 @@ class Reader:
             for k, cell in enumerate(cells):
                 if cell.startswith('"'):
                     quotes = True
+                    if len(cell) > 1 and cell.endswith('"'):
+                        now.add(k)
                     inside = re.fullmatch(r'"((?:[^"]|"")*)"', cell)
                     if inside:
-                        now.add(k)
                         doubled = doubled or '""' in inside[1]
                         needless = needless or bool(re.fullmatch('[^",\r]+', inside[1]))  # Excel: ,
             always = now if n_lines < 3 else always & now
@@ -429,6 +434,26 @@ def plain(name):
     return visible(str(name)).strip('" ').lower().removesuffix('s')
 
 
+def refuse_rows_inside(n, cells, delimiter, text_cell, rating_cell):
+    """Raise UserError where all lines of a text are rows with a rating, but for those that other
+    cells begin or end: a quote that is none opened in one row, and another closed in a later one.
+    """
+    lines = cells[text_cell].split('\n')
+    inside = lines[text_cell > 0:len(lines) - (text_cell < len(cells) - 1)]
+    if rating_cell is None or not inside:
+        return
+    for line in inside:
+        row = line.split(delimiter)
+        if len(row) != len(cells):
+            return
+        label = row[rating_cell].strip()
+        if not (NUMBER.fullmatch(label) or label.lower() in LABEL_WORDS):
+            return
+    raise UserError(f'the row that ends in line {n} holds other rows, as {inside[0][:60]!r}: a '
+                    'quote opens in one and closes in another; a text with quotes stands in '
+                    'quotes, its own doubled')
+
+
 def is_header(cells, header, n):
     """Whether line n is that of the names again: two files were joined. In a table of one column it
     must be the very name, for a text may be a word. Raises UserError where their order is another.
@@ -467,7 +492,7 @@ def check_label_names(metadata, column):
         names = [str(name).lower() for name in told['info']['features'][column]['names']]
     except (KeyError, TypeError, ValueError):                 # it does not say it
         return
-    if any(LABEL_WORDS.get(name, n) != n for n, name in enumerate(names)):
+    if any(name != str(n) and LABEL_WORDS.get(name) != n for n, name in enumerate(names)):
         said = ', '.join(f'{n} is {name}' for n, name in enumerate(names))
         raise UserError(f'its column {column!r} says that {said[:200]}; --ratings= says which are '
                         '0 (negative), 1 (positive) and 2 (ambiguous)')
@@ -563,11 +588,12 @@ def refuse_labels(lines, advice):
         raise UserError('this is a table with spaces between its cells; write tabs, and the names '
                         f'above (label, text), and name it .tsv{advice}')
     # (1:1 may be a verse, a time or a score)
-    for place, pattern in (('begins', r'([\w-]+)(?:[\s@]|:(?!\d)).*'),
-                           ('ends', r'.*(?:[\s@]|(?<!\d):)([\w-]+)\s*')):
+    for place, pattern in (('begins', r'[\[(+]?([\w-]+)[\])]?(?:[\s@,]|:(?!\d)).*'),
+                           ('ends', r'.*(?:[\s@,]|(?<!\d):)[\[(+]?([\w-]+)[\])]?\s*')):
         labels = [match[1].lower() for line in lines if (match := re.fullmatch(pattern, line))]
         kinds = set(labels)
-        if (len(lines) > 19 and len(lines) - len(labels) < few and 1 < len(kinds) < 6
+        enough = 10 if kinds <= LABEL_WORDS.keys() else 20
+        if (len(lines) >= enough and len(lines) - len(labels) < few and 1 < len(kinds) < 6
                 and all(re.fullmatch(r'-?\d', kind) or kind in LABEL_WORDS for kind in kinds)):
             raise UserError(f'each line {place} with one of {listed(sorted(kinds))}, as if with a '
                             'rating; write a tab between it and the text, and the names above '
@@ -621,7 +647,8 @@ def has_zeros(head):
     line end, the first in big-endian. (Of 가 it is the other.)
     """
     fewer, more = sorted((head[0::2].count(0), head[1::2].count(0)))
-    return more > 1 + len(head) // 100 and more > 2 * fewer
+    at_line_ends = re.search(b'\n\0|\0\n', head) or b'\n' not in head
+    return bool(more > 1 + len(head) // 100 and more > 2 * fewer and at_line_ends)
 
 
 def first_bad_byte(file, encoding, western):

@@ -575,6 +575,21 @@ def test_utf_8_is_not_read_in_an_encoding_in_which_anything_goes(tmp_path, encod
     assert 'it is UTF-8: leave --encoding= out' in said
 
 
+def test_a_zero_in_each_line_is_no_utf_16(tmp_path):
+    rows = ''.join(f'good f\0ood {i},{i % 2}\n' for i in range(60))
+    write(tmp_path / 'r.csv', f'text,label\n{rows}')
+    works(tmp_path, '--source=r.csv', '--mode=manual')
+    wanted = sorted((i % 2, f'good food {i}') for i in range(60))
+    assert sorted(reviews(tmp_path / 'data/r')) == wanted
+
+
+def test_utf_8_is_not_read_as_cp949_which_short_texts_are(tmp_path):
+    write(tmp_path / 'r.txt', '추천 맛집\n'.encode())
+    assert '추천 맛집'.encode().decode('cp949')
+    said = refused(tmp_path, '--source=r.txt', '--encoding=cp949')
+    assert 'it is UTF-8: leave --encoding= out' in said
+
+
 def test_a_vocabulary_in_a_folder_whose_name_is_not_utf_8(tmp_path):
     write(tmp_path / 'r.txt', '\n'.join(LINES))
     works(tmp_path, '--source=r.txt', '--mode=manual')
@@ -582,6 +597,16 @@ def test_a_vocabulary_in_a_folder_whose_name_is_not_utf_8(tmp_path):
     shutil.copytree(tmp_path / 'data/r/manual', tmp_path / folder)
     works(tmp_path, '--data_dir=data/r', '--mode=manual', f'--model_name={folder}')
     assert read_meta(tmp_path / 'data/r/manual')['model_name'] == folder
+
+
+def test_lines_that_windows_ended_twice_are_no_paragraphs(tmp_path):
+    write(tmp_path / 'r.txt', '\r\r\n\r\r\n'.join(f'시 {i}\r\r\n둘째 줄' for i in range(60)))
+    wanted = [f'시 {i}\n둘째 줄' for i in range(60)]
+    works(tmp_path, '--source=r.txt', '--unit=paragraph', '--mode=manual', '--min_count=1')
+    assert {text for _, text in reviews(tmp_path / 'data/r')} == set(wanted)
+    works(tmp_path, '--source=r.txt', '--unit=file', '--mode=manual', '--min_count=1',
+          '--output_dir=whole')
+    assert ''.join(text for _, text in reviews(tmp_path / 'whole')) == '\n\n'.join(wanted)
 
 
 @pytest.mark.parametrize('page', ['\n\f', '\f\n', '\u2029\u2029'])
@@ -729,6 +754,7 @@ def test_what_is_missing_or_removed_is_counted(tmp_path):
     ''.join(f'{n % 3}:{n:02} 안녕하세요 {n}\n' for n in range(200)),           # times
     ''.join(f'맨유 첼시 {n}회 {n % 3}:1\n' for n in range(200)),
     ''.join(f'옛 연못 {n}, 개구리 뛰는, 물 소리 {n}\n' for n in range(200)),
+    ''.join(f'{n}. 물 {n}컵\n' for n in range(200)),
 ])
 def test_lines_that_are_no_table_are_lines(tmp_path, lines):
     write(tmp_path / 'r.txt', lines)
@@ -823,6 +849,14 @@ def test_links_and_files_without_a_text_are_said(tmp_path):
     out = works(tmp_path, '--source=notes', '--mode=manual')
     assert "files without a text: 1, as ['empty.txt']" in out
     assert "other files, not read: 2, as ['link', 'nowhere']" in out
+
+
+def test_no_file_is_read_twice(tmp_path):
+    write(tmp_path / 'notes/a.txt', '\n'.join(LINES))
+    for words in ('notes,notes/a.txt', 'notes/a.txt,notes/a.txt', 'notes,notes'):
+        assert 'a.txt again' in refused(tmp_path, f'--source={words}', '--mode=manual')
+    (tmp_path / 'notes/b.txt').symlink_to('a.txt')
+    assert 'a.txt again' in refused(tmp_path, '--source=notes', '--mode=manual')
 
 
 # --- texts with line breaks ---
@@ -1010,6 +1044,13 @@ def parquet_of_korean_labels(path):
     pyarrow.parquet.write_table(table, path)
 
 
+def parquet_of_stars(path):
+    names = {'names': ['1 star', '2 stars']}
+    told = {'huggingface': json.dumps({'info': {'features': {'label': names}}})}
+    table = pyarrow.table({'text': LINES, 'label': [0, 1] * 30}).replace_schema_metadata(told)
+    pyarrow.parquet.write_table(table, path)
+
+
 def parquet_of_two_ratings(path):
     table = {'text': LINES, 'label': [0, 1, 2] * 20, 'sentiment': ['neg', 'neutral', 'pos'] * 20}
     pyarrow.parquet.write_table(pyarrow.table(table), path)
@@ -1046,6 +1087,18 @@ BAD_FILES = {  # what is wrong: file, its content, words of the sentence
     'two of JSON': ('r.jsonl', '{"text": "그냥", "label": 1, "sentiment": "neutral"}\n',
                     ["'label' is 1 where 'sentiment' is 'neutral'"]),
     'two of parquet': ('r.parquet', parquet_of_two_ratings, ["'label' is 1"]),
+    'stars of the Hub': ('r.parquet', parquet_of_stars, ['0 is 1 star', '--ratings=']),
+    'rows in a quote': ('r.csv', 'text,label\n' + '"굿,1\n' + '또,0\n' * 9 + '별로",0\n또,1\n',
+                        ['line 12', "'굿,1'", 'a quote opens in one']),
+    'rows in a quote, the label first': (
+        'r.csv', 'label,text\n1,"굿\n0,또\npos,별로"\n0,또\n', ['line 4', "'0,또'"]),
+    'rows in a quote, between': ('r.csv', 'id,text,label\n1,"굿,1\n2,또,0\n3,별로",0\n',
+                                 ['line 4', "'2,또,0'"]),
+    'escaped quotes': ('r.tsv', 'label\ttext\n' + '1\t"굿"\n' * 9 + '0\t"\\"또\\" 왔다"\n',
+                       ['line 11', 'doubled']),
+    'a few label words': ('r.txt', '굿 또,positive\n별로 또,negative\n' * 6, ['ends with one of']),
+    'labels in brackets': ('r.txt', '[pos] 굿\n[neg] 별로\n' * 6, ['begins with one of']),
+    'labels with a sign': ('r.txt', '+1 굿\n-1 별로\n' * 10, ["begins with one of '-1', '1'"]),
     'Korean labels of the Hub': ('r.parquet', parquet_of_korean_labels, ['0 is 긍정']),
     'rating 1.5': ('r.jsonl', '{"text": "굿", "label": 1.5}', ['row 1', '1.5']),
     'ratings 1 and 2': ('r.csv', 'text,label\n굿,2\n별로,1\n', ['1 and 2', '--ratings=1:0,2:1']),
@@ -1211,6 +1264,8 @@ def test_a_split_that_is_not_clean_is_refused_and_copied_clean(tmp_path, line, w
     (b'no tab\n', 'line 1'),
     ('1\t굿\n5\t별로\n'.encode(), 'line 2'),
     ('1\t별로\n'.encode('cp949'), 'these two files are UTF-8'),
+    ('7\t굿\t1\n'.encode(), 'line 1'),
+    ('1\t굿\t또\n'.encode(), 'line 1: it has more cells than two'),
 ])
 def test_a_data_dir_that_is_not_ours_is_refused(tmp_path, train, word):
     write(tmp_path / 'train.txt', train)
