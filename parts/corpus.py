@@ -258,7 +258,8 @@ def refuse_twice(sources):
     for source in sources:
         for file in source_files(source, '')[0]:
             status = file.stat()
-            again = seen.setdefault((status.st_dev, status.st_ino), file)
+            key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+            again = seen.setdefault(key, file)
             if again is not file:
                 raise UserError(f'{file} is {again} again; leave one of the two out')
 
@@ -960,7 +961,7 @@ def clean_rows(path, unit):
         if re.search(f'\r|({LINE_END.pattern})[-\\d]\t', text):
             raise UserError(f'{path}, line {n}: a carriage return or another line end stands in '
                             'it, as an old Mac ends a line; here a line ends with a line feed')
-        if unit == 'line' and '\t' in text:
+        if unit == 'line' and '\t' in text.strip():
             raise UserError(f'{path}, line {n}: it has more cells than two; a line is '
                             'rating<TAB>text, and --source= reads tables')
         if unit == 'line' and '\n' in text:

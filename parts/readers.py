@@ -127,6 +127,8 @@ class Reader:
         unsaid = has_zeros(head[:1 << 12]) and not re.search('16|32', name)
         whole = len(head) < size
         wrong = not name.startswith('utf') and not head.isascii() and decodes(head, 'utf-8', whole)
+        if name == 'cp949':  # a syllable or two of it may be UTF-8, but Latin or Greek there
+            wrong = wrong and re.search('[가-힣]', head.decode(errors='ignore'))
         if unsaid or wrong:
             raise UnicodeError
 
@@ -182,14 +184,14 @@ class Reader:
             refuse_tables(self.open(path), self.text_column, by_lines)
         if self.unit == 'file':
             with self.open(path, newline='') as file:
-                yield re.sub('\r+\n|\r', '\n', file.read()), None   # \r\r\n is a slip
+                yield re.sub('(?<!\r)\r+\n|\r', '\n', file.read()), None  # \r\r\n is a slip
             return
         newline = '\n' if self.unit == 'paragraph' else None
         with self.open(path, newline=newline) as file:
             if self.unit == 'paragraph':                      # the lines between blank ones
                 # (a form feed ends a line, too, and so does the \r of an old Mac)
                 lines = chain.from_iterable(
-                    re.sub('\r+\n', '\n', line).splitlines() for line in file)
+                    re.sub('(?<!\r)\r+\n', '\n', line).splitlines() for line in file)
                 for blank, some in groupby(lines, lambda line: not visible(line)):
                     if not blank:
                         yield '\n'.join(some), None
@@ -324,7 +326,7 @@ class Reader:
             elif plain(min(cells, key=len)[-100:]) in usual and is_header(cells, header, n):
                 yield LeftOut('the names of the columns again'), None
             else:
-                refuse_rows_inside(n, cells, delimiter, text_cell, rating_cell)
+                refuse_rows_inside(n, cells, delimiter, text_cell, rating_cell, some)
                 yield present(cells[text_cell]), None if rating is None else cells[rating_cell]
 
     def is_quoted(self, path):
@@ -354,7 +356,7 @@ class Reader:
             for k, cell in enumerate(cells):
                 if cell.startswith('"'):
                     quotes = True
-                    if len(cell) > 1 and cell.endswith('"'):
+                    if re.fullmatch(r'"(?:[^"\\]|""|\\.)*"', cell):           # \" is refused below
                         now.add(k)
                     inside = re.fullmatch(r'"((?:[^"]|"")*)"', cell)
                     if inside:
@@ -434,20 +436,20 @@ def plain(name):
     return visible(str(name)).strip('" ').lower().removesuffix('s')
 
 
-def refuse_rows_inside(n, cells, delimiter, text_cell, rating_cell):
-    """Raise UserError where all lines of a text are rows with a rating, but for those that other
-    cells begin or end: a quote that is none opened in one row, and another closed in a later one.
+def refuse_rows_inside(n, cells, delimiter, text_cell, rating_cell, some):
+    """Raise UserError where all lines of a text are rows with a label that other rows have, but for
+    those that other cells begin or end: a quote that is none opened in one row, and another closed
+    in a later one. some: other rows, [(number of the line, cells)]
     """
     lines = cells[text_cell].split('\n')
     inside = lines[text_cell > 0:len(lines) - (text_cell < len(cells) - 1)]
     if rating_cell is None or not inside:
         return
+    labels = {row[rating_cell] for _, row in some if len(row) == len(cells)} - {''}
     for line in inside:
+        line = re.sub(r'(?<=\d),(?=\d{3}(?!\d))', '', line.rstrip('\r'))  # 5,000 is one number
         row = line.split(delimiter)
-        if len(row) != len(cells):
-            return
-        label = row[rating_cell].strip()
-        if not (NUMBER.fullmatch(label) or label.lower() in LABEL_WORDS):
+        if len(row) != len(cells) or row[rating_cell] not in labels:
             return
     raise UserError(f'the row that ends in line {n} holds other rows, as {inside[0][:60]!r}: a '
                     'quote opens in one and closes in another; a text with quotes stands in '
@@ -489,10 +491,12 @@ def check_label_names(metadata, column):
     """
     try:
         told = json.loads(metadata[b'huggingface'])
-        names = [str(name).lower() for name in told['info']['features'][column]['names']]
+        names = [str(name).strip().lower() for name in told['info']['features'][column]['names']]
     except (KeyError, TypeError, ValueError):                 # it does not say it
         return
-    if any(name != str(n) and LABEL_WORDS.get(name) != n for n, name in enumerate(names)):
+    known = LABEL_WORDS | {'false': 0, 'true': 1}
+    if any(known.get(name) != n and not re.fullmatch(rf'(\D*[_ ])?{n}(\.0)?', name)  # label_1
+           for n, name in enumerate(names)):
         said = ', '.join(f'{n} is {name}' for n, name in enumerate(names))
         raise UserError(f'its column {column!r} says that {said[:200]}; --ratings= says which are '
                         '0 (negative), 1 (positive) and 2 (ambiguous)')
@@ -588,13 +592,15 @@ def refuse_labels(lines, advice):
         raise UserError('this is a table with spaces between its cells; write tabs, and the names '
                         f'above (label, text), and name it .tsv{advice}')
     # (1:1 may be a verse, a time or a score)
-    for place, pattern in (('begins', r'[\[(+]?([\w-]+)[\])]?(?:[\s@,]|:(?!\d)).*'),
-                           ('ends', r'.*(?:[\s@,]|(?<!\d):)[\[(+]?([\w-]+)[\])]?\s*')):
+    lines = [re.sub(r'[\[(]([^\W\d]+)[\])]', r'\1', line) for line in lines]     # [positive]
+    for place, pattern in (('begins', r'([+\w-]+)(?:[\s@,]|:(?!\d)).*'),
+                           ('ends', r'.*(?:[\s@,]|(?<!\d):)([\w-]+)\s*')):
         labels = [match[1].lower() for line in lines if (match := re.fullmatch(pattern, line))]
         kinds = set(labels)
-        enough = 10 if kinds <= LABEL_WORDS.keys() else 20
+        enough = 10 if kinds <= LABEL_WORDS.keys() - {'good', 'bad', '보통'} else 20
+        sure = {*LABEL_WORDS, '+1'} if '-1' in kinds else set(LABEL_WORDS)
         if (len(lines) >= enough and len(lines) - len(labels) < few and 1 < len(kinds) < 6
-                and all(re.fullmatch(r'-?\d', kind) or kind in LABEL_WORDS for kind in kinds)):
+                and all(re.fullmatch(r'-?\d', kind) or kind in sure for kind in kinds)):
             raise UserError(f'each line {place} with one of {listed(sorted(kinds))}, as if with a '
                             'rating; write a tab between it and the text, and the names above '
                             f'(label, text), and name it .tsv{advice}')
@@ -648,7 +654,8 @@ def has_zeros(head):
     """
     fewer, more = sorted((head[0::2].count(0), head[1::2].count(0)))
     at_line_ends = re.search(b'\n\0|\0\n', head) or b'\n' not in head
-    return bool(more > 1 + len(head) // 100 and more > 2 * fewer and at_line_ends)
+    many = more > 1 + len(head) // (100 if at_line_ends else 8)
+    return many and more > 2 * fewer
 
 
 def first_bad_byte(file, encoding, western):

@@ -588,6 +588,12 @@ def test_utf_8_is_not_read_as_cp949_which_short_texts_are(tmp_path):
     assert '추천 맛집'.encode().decode('cp949')
     said = refused(tmp_path, '--source=r.txt', '--encoding=cp949')
     assert 'it is UTF-8: leave --encoding= out' in said
+    texts = [f'Korean 치킨 {n}' for n in range(60)]
+    content = '\n'.join(texts).encode('cp949')
+    assert content.decode() != '\n'.join(texts), 'Latin letters, read as UTF-8'
+    write(tmp_path / 'r.txt', content)
+    works(tmp_path, '--source=r.txt', '--encoding=cp949', '--mode=manual')
+    assert sorted(text for _, text in reviews(tmp_path / 'data/r')) == sorted(texts)
 
 
 def test_a_vocabulary_in_a_folder_whose_name_is_not_utf_8(tmp_path):
@@ -755,6 +761,8 @@ def test_what_is_missing_or_removed_is_counted(tmp_path):
     ''.join(f'맨유 첼시 {n}회 {n % 3}:1\n' for n in range(200)),
     ''.join(f'옛 연못 {n}, 개구리 뛰는, 물 소리 {n}\n' for n in range(200)),
     ''.join(f'{n}. 물 {n}컵\n' for n in range(200)),
+    ''.join(f'({n % 4}) 물 {n}컵\n' for n in range(200)),
+    ''.join(f'+{n % 3} 검 {n}\n' for n in range(200)),
 ])
 def test_lines_that_are_no_table_are_lines(tmp_path, lines):
     write(tmp_path / 'r.txt', lines)
@@ -849,6 +857,17 @@ def test_links_and_files_without_a_text_are_said(tmp_path):
     out = works(tmp_path, '--source=notes', '--mode=manual')
     assert "files without a text: 1, as ['empty.txt']" in out
     assert "other files, not read: 2, as ['link', 'nowhere']" in out
+
+
+@pytest.mark.parametrize('texts', [['짜장면\n5,000원'], ['May 5, 2020\nGreat', '별로'],
+                                   ['맛, 굿\n양, 0\n또 올게요', '별로']])
+def test_a_text_of_several_lines_with_commas_is_one(tmp_path, texts):
+    rows = [(n % 2, f'{text} {n}') for n, text in enumerate(texts * 30)]
+    for header, row in (('label,text', '{0},"{1}"'), ('text,label', '"{1}",{0}'),
+                        ('id,label,text', '7,{0},"{1}"')):
+        write(tmp_path / 'r.csv', '\n'.join([header, *(row.format(*one) for one in rows)]))
+        works(tmp_path, '--source=r.csv', '--unit=paragraph', '--mode=manual')
+        assert sorted(reviews(tmp_path / 'data/r')) == sorted(rows)
 
 
 def test_no_file_is_read_twice(tmp_path):
@@ -1091,14 +1110,14 @@ BAD_FILES = {  # what is wrong: file, its content, words of the sentence
     'rows in a quote': ('r.csv', 'text,label\n' + '"굿,1\n' + '또,0\n' * 9 + '별로",0\n또,1\n',
                         ['line 12', "'굿,1'", 'a quote opens in one']),
     'rows in a quote, the label first': (
-        'r.csv', 'label,text\n1,"굿\n0,또\npos,별로"\n0,또\n', ['line 4', "'0,또'"]),
+        'r.csv', 'label,text\n1,"굿\n0,또\n1,별로"\n0,또\n', ['line 4', "'0,또'"]),
     'rows in a quote, between': ('r.csv', 'id,text,label\n1,"굿,1\n2,또,0\n3,별로",0\n',
                                  ['line 4', "'2,또,0'"]),
     'escaped quotes': ('r.tsv', 'label\ttext\n' + '1\t"굿"\n' * 9 + '0\t"\\"또\\" 왔다"\n',
                        ['line 11', 'doubled']),
     'a few label words': ('r.txt', '굿 또,positive\n별로 또,negative\n' * 6, ['ends with one of']),
     'labels in brackets': ('r.txt', '[pos] 굿\n[neg] 별로\n' * 6, ['begins with one of']),
-    'labels with a sign': ('r.txt', '+1 굿\n-1 별로\n' * 10, ["begins with one of '-1', '1'"]),
+    'labels with a sign': ('r.txt', '+1 굿\n-1 별로\n' * 10, ["begins with one of '+1', '-1'"]),
     'Korean labels of the Hub': ('r.parquet', parquet_of_korean_labels, ['0 is 긍정']),
     'rating 1.5': ('r.jsonl', '{"text": "굿", "label": 1.5}', ['row 1', '1.5']),
     'ratings 1 and 2': ('r.csv', 'text,label\n굿,2\n별로,1\n', ['1 and 2', '--ratings=1:0,2:1']),
