@@ -432,7 +432,7 @@ class Report:
         self.left_out = Counter()  # why → how many
         self.types = Counter()     # '.csv' → how many files are read
         self.others = []           # files of a folder that are not read
-        self.folders = set()       # that are called as a rating is
+        self.labels_of_files = set()  # names of files and folders that a rating has, too
         self.n_controls = 0        # texts with control characters of ISO 8859-1
         self.empty = []            # files without a row
         self.columns = {}          # (text column, rating column) → names of all columns
@@ -483,9 +483,9 @@ class Report:
         if self.columns and not self.rated:
             names = listed(next(iter(self.columns.values())))
             yield f'{self.name}: no ratings; its columns are {names} (--rating_column= takes one)'
-        if self.folders:
-            yield (f'{self.name}: no ratings are read from the names of folders '
-                   f'({", ".join(sorted(self.folders))}); a table has a column for them')
+        if len(self.labels_of_files) > 1 and not self.rated:
+            yield (f'{self.name}: no ratings are read from the names of folders and files '
+                   f'({", ".join(sorted(self.labels_of_files))}); a table has a column for them')
         if self.n_controls:
             yield (f'{self.name}: texts with characters of U+0080 to U+009F, which were removed: '
                    f'{self.n_controls:,} (were they quotes and dashes, cp1252 read as Latin-1?)')
@@ -521,9 +521,8 @@ def read_source(source, reader, report, revision='', n_reviews=0, seed=0):
     else:
         files, report.others = source_files(source, revision)
         report.types = Counter(map(file_type, files))
-        if report.is_plain:
-            names = {file.parent.name for file in files if file.parent.name.lower() in LABEL_WORDS}
-            report.folders = names if len(names) > 1 else set()
+        names = {name for file in files for name in (file.parent.name, file.stem)}
+        report.labels_of_files = {name for name in names if name.lower() in LABEL_WORDS}
         tables = ((file, read_file(file, reader)) for file in files)
     for file, rows in tables:
         n_rows = 0
@@ -628,6 +627,8 @@ def split_sources(sources, folder, val_ratio, labels, make_reader, **reading):
         if labels.given and not any(report.rated for report in labelled):
             raise UserError('--ratings= says what ratings mean, and no text has one; '
                             '--rating_column= names the column of a table that holds them')
+        # pos.txt,neg.txt: two sources
+        reports[0].labels_of_files.update(*(report.labels_of_files for report in reports))
         check_sides(reports, val_ratio, reader.unit)
         meta = {'sources': [report.meta() for report in reports],
                 'unit': reader.unit, 'files': files}

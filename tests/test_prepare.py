@@ -788,8 +788,13 @@ def test_a_second_file_is_asked_about_as_the_first_would_be(tmp_path):
 def test_folders_that_are_ratings_are_told(tmp_path):
     for n, text in enumerate(LINES):
         write(tmp_path / 'm' / ('pos' if n % 2 else 'neg') / f'{n}.txt', text)
-    out = works(tmp_path, '--source=m', '--mode=manual')
-    assert 'no ratings are read from the names of folders (neg, pos)' in out
+    said = 'no ratings are read from the names of folders and files (neg, pos)'
+    assert said in works(tmp_path, '--source=m', '--mode=manual')
+    write(tmp_path / 'pos.txt', '\n'.join(LINES[:30]))
+    write(tmp_path / 'neg.csv', 'text\n' + '\n'.join(LINES[30:]))
+    assert said in works(tmp_path, '--source=pos.txt,neg.csv', '--mode=manual')
+    write(tmp_path / 'neg.csv', 'text,label\n' + '\n'.join(f'{text},0' for text in LINES[30:]))
+    assert 'names of folders' not in works(tmp_path, '--source=neg.csv', '--mode=manual')
 
 
 def test_texts_that_look_alike_are_on_one_side():
