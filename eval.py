@@ -26,7 +26,14 @@ from itertools import accumulate
 from json import dumps
 from pathlib import Path
 
-from parts.errors import UserError, how_to_wait, run_script, split_at_commas, user_path
+from parts.errors import (
+    UserError,
+    how_to_wait,
+    refuse_bytes,
+    run_script,
+    split_at_commas,
+    user_path,
+)
 
 os.environ.update(how_to_wait())  # before torch reads it
 
@@ -277,13 +284,18 @@ def read_sentences(unit):
     """--text, or every line of the standard input that has one. Raises UserError."""
     lines = [settings.text] if settings.text != '-' else sys.stdin or []
     clean = cleaner(unit)
+    refuse_bytes('text', settings.text)
+    n_sentences = 0
     try:
         for line in lines:
             sentence = clean(line).strip('\n')
             if sentence:
+                n_sentences += 1
                 yield sentence
     except UnicodeDecodeError:
         raise UserError('the input is not UTF-8') from None
+    if not n_sentences:
+        raise UserError('there is no sentence to read')
 
 
 def rate(model, vocabulary, ratings, ids):

@@ -15,7 +15,7 @@ import os
 import re
 import sys
 
-from parts.errors import UserError, how_to_wait, run_script, user_path
+from parts.errors import UserError, how_to_wait, refuse_bytes, run_script, user_path
 
 os.environ.update(how_to_wait())  # before torch reads it
 
@@ -60,9 +60,7 @@ def main():
         print(f'{folder}, the newest', file=sys.stderr)
     if settings.page:
         from parts.page import write_page
-        if user_path(settings.page).is_dir():
-            raise UserError(f'page={settings.page} is a folder; name a file, as page.html')
-        n_bytes = write_page(model.cpu(), vocabulary, meta, user_path(settings.page))
+        n_bytes = write_page(model.cpu(), vocabulary, meta, page_path())
         print(f'{settings.page}: {n_bytes / 1e6:.1f} MB; open it in a browser')
         return
     ratings = meta['ratings']                                 # that the model knows, as [0, 1, 2]
@@ -84,13 +82,13 @@ def check_settings():
             raise UserError(f'{name}={getattr(settings, name)}: it takes 1 or more')
     if settings.top_k < 0:
         raise UserError(f'top_k={settings.top_k}: it takes 0 or more')
-    if settings.temperature != 0 and settings.temperature < 0.001:
+    if settings.temperature != 0 and not 0.001 <= settings.temperature <= 1000:
         raise UserError(f'temperature={settings.temperature}: it takes 0, which is always the '
-                        'likeliest token, or at least 0.001')
+                        'likeliest token, or 0.001 to 1000')
     if not 0 <= settings.guidance <= 1000:
         raise UserError(f'guidance={settings.guidance}: it takes 0 to 1000')
-    if not 0 < settings.top_p <= 1:
-        raise UserError(f'top_p={settings.top_p}: it takes more than 0 and at most 1')
+    if not 1e-9 <= settings.top_p <= 1:
+        raise UserError(f'top_p={settings.top_p}: it takes more than 0 (1e-9 or more), at most 1')
     if not 0 <= settings.seed < 2 ** 63:
         raise UserError(f'seed={settings.seed}: it takes 0 to 2^63 - 1')
 
@@ -122,9 +120,20 @@ def check_ratings(folder, ratings):
                         f'it knows {known} ones')
 
 
+def page_path():
+    """The path that --page= names. Raises UserError where something else is there."""
+    path = user_path(settings.page)
+    if path.is_dir():
+        raise UserError(f'page={settings.page} is a folder; name a file, as page.html')
+    if path.exists() and not (path.is_file() and path.read_bytes().startswith(b'<!doctype html>')):
+        raise UserError(f'page={settings.page} is there and is no page; name another file')
+    return path
+
+
 def read_beginnings():
     """--prompt, or what a person types until exit, or every line of a pipe. Raises UserError."""
     if settings.prompt is not None:
+        refuse_bytes('prompt', settings.prompt)
         yield settings.prompt
         return
     n_lines = 0

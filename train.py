@@ -35,6 +35,7 @@ from parts.budget import length_for, shape_for
 from parts.checkpoint import (
     append_log,
     has_checkpoint,
+    is_log,
     load_checkpoint,
     lock_folder,
     save_checkpoint,
@@ -191,6 +192,7 @@ def main():
         'warm_start': warm_start,
         'origin': origin,
         'data': meta['train_crc32'],
+        'validation': meta['val_crc32'],
     }
 
     # --- the loop ---
@@ -290,10 +292,11 @@ def begin_or_go_on(settings, out):
         if not auto and (has_checkpoint(out) or os.path.exists(out / 'model.safetensors')):
             advice = 'go on with it (--init_from=resume), or ' if has_checkpoint(out) else ''
             raise UserError(f'{out} already holds a run; {advice}name another --out_dir')
-        for name in ('README.md', 'meta.json', 'config.json'):
-            if os.path.exists(out / name) and not os.path.exists(out / 'log.csv'):
-                raise UserError(f"{out} holds a {name} and no log.csv, so it may be somebody's "
-                                'own; name another --out_dir')
+        ours = is_log(out / 'log.csv')
+        for name in ('README.md', 'meta.json', 'config.json', 'tokenizer.json', 'log.csv'):
+            if os.path.exists(out / name) and not ours:
+                raise UserError(f"{out} holds a {name} that may be somebody's own, for no log.csv "
+                                'of train.py is there; name another --out_dir')
         return settings, None
     checkpoint = load_checkpoint(out)
     run = adopt(settings, checkpoint['settings'], f'the run in {out} was started with',
@@ -367,6 +370,7 @@ def check_settings(run):
 def check_data(run, meta, vocabulary, checkpoint):
     """Raise UserError where the data are not those of the run, or where the processes, which may
     stand on several machines, do not agree on data, settings and step. vocabulary: its files.
+    Where another text validates, the checkpoint's best loss is forgotten.
     """
     check_texts(Path(run.data_dir), meta)
     state = checkpoint or {'step': 0, 'checksum': 'none'}
@@ -374,6 +378,7 @@ def check_data(run, meta, vocabulary, checkpoint):
         'the last step': state['step'],
         'the checksum of state.pt': state['checksum'],
         'the checksum of train.bin': meta.get('train_crc32'),
+        'the checksum of val.bin': meta.get('val_crc32'),
         'the checksum of the vocabulary': zlib.crc32(b''.join(vocabulary.values())),
     }
     agreed |= {name: value for name, value in kept(run).items()
@@ -383,6 +388,8 @@ def check_data(run, meta, vocabulary, checkpoint):
         raise UserError(f'{run.data_dir} holds other tokens than the run in {run.out_dir} was '
                         'trained on; name the folder that has them (--data_dir=), prepare them as '
                         'they were, or begin anew in another --out_dir')
+    if checkpoint and checkpoint.get('validation') != meta.get('val_crc32'):
+        checkpoint['best'] = math.inf  # a loss over another text is no mark to beat
 
 
 # --- how much fits into some minutes ---

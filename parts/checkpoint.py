@@ -180,6 +180,14 @@ def load_checkpoint(out):
 
 # --- log.csv ---
 
+def is_log(path):
+    """Whether a file is a log.csv of train.py."""
+    if not os.path.exists(path):
+        return False
+    with open(path, 'rb') as file:
+        return file.readline().strip() == ','.join(LOG_COLUMNS).encode()
+
+
 def start_log(out, step):
     """Begin log.csv or, resuming, cut it back to the step of the checkpoint.
 

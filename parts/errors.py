@@ -45,6 +45,14 @@ def user_path(text):
         raise UserError(f'{text}: {error}') from None
 
 
+def refuse_bytes(name, text):
+    """Raise UserError where what a person typed was not UTF-8: Python keeps such bytes as halves of
+    surrogate pairs.
+    """
+    if any('\ud800' <= character <= '\udfff' for character in text):
+        raise UserError(f'{name} is not UTF-8')
+
+
 def split_at_commas(text):
     """The files in 'a.csv,b.csv'; a comma in the name of one that is there stays."""
     parts = text.split(',')
@@ -88,10 +96,13 @@ def run_script(main):
     except BrokenPipeError:  # `| head` has read enough
         status = 0
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EIO):
+        if error.errno in (errno.EACCES, errno.ENAMETOOLONG):  # where one may not even look
+            print_error(error)
+        elif error.errno in (errno.ENOSPC, errno.EIO):
+            # a full disk, or a terminal that is closed, behind print(); files have sentences
+            print_error(f'the output cannot be written: {error.strerror}')
+        else:
             raise
-        # a full disk, or a terminal that is closed, behind print(); files have their own sentences
-        print_error(f'the output cannot be written: {error.strerror}')
         status = 2
     except KeyboardInterrupt:
         print_error('interrupted')

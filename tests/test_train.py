@@ -133,6 +133,14 @@ def test_a_state_without_its_model_goes_on_and_leaves_one(models, tmp_path):
     assert same(load_file(tmp_path / 'model.safetensors'), last_weights(models / 'decoder'))
 
 
+def test_a_loss_over_another_text_is_no_mark_to_beat(models, tmp_path):
+    shutil.copy(models / 'decoder/state.before.pt', tmp_path / 'state.pt')
+    (tmp_path / 'model.safetensors').write_bytes(b'the best on another text')
+    save_checkpoint(tmp_path, {**load_checkpoint(tmp_path), 'best': 0.0, 'validation': 1})
+    run('train.py', '--init_from=resume', f'--out_dir={tmp_path}')
+    assert same(load_file(tmp_path / 'model.safetensors'), last_weights(models / 'decoder'))
+
+
 # --- several processes ---
 
 @pytest.mark.parametrize('arch', ['decoder', pytest.param('ffn', marks=pytest.mark.long)])
@@ -246,11 +254,12 @@ def test_an_old_run_is_not_overwritten_and_stays_what_it_is(flags, words, demo, 
     assert words in done.stderr
 
 
-def test_what_a_person_wrote_is_not_written_over(demo, tmp_path):
-    (tmp_path / 'README.md').write_text('mine')
+@pytest.mark.parametrize('name', ['README.md', 'log.csv', 'tokenizer.json'])
+def test_what_a_person_wrote_is_not_written_over(demo, tmp_path, name):
+    (tmp_path / name).write_text('mine')
     done = run('train.py', f'--data_dir={demo}', *SMALL, f'--out_dir={tmp_path}', ok=False)
-    assert 'holds a README.md and no log.csv' in done.stderr
-    assert (tmp_path / 'README.md').read_text() == 'mine'
+    assert f"holds a {name} that may be somebody's own" in done.stderr
+    assert (tmp_path / name).read_text() == 'mine'
 
 
 def test_a_model_that_is_fine_tuned_keeps_its_context(monkeypatch):
