@@ -632,14 +632,13 @@ def explain_encoding(path, encoding):
     for beginning, what in NO_TEXTS.items():
         if head.startswith(beginning):
             return f'{path} is no text, but {what}'
-    text = head.decode(named, errors='replace')
-    n_bad = text.count('\ufffd')
-    n_foreign = sum(not character.isascii() for character in text)
-    few_are_bad = n_bad * 10 < n_foreign or n_bad <= 1
-    only_bad = n_bad == n_foreign
+    foreign = re.sub(r'[\x00-\x7f]', '', head.decode(named, errors='replace'))
+    n_bad = foreign.count('\ufffd')
+    few_are_bad = n_bad * 10 < len(foreign) or n_bad <= 1
+    only_bad = n_bad == len(foreign)
     likely, advice = guess_encoding(head)
     is_utf8 = likely == 'utf-8' != named and not head.isascii()
-    first_tells = few_are_bad or not likely and not only_bad
+    first_tells = few_are_bad or not likely and '\ufffd' not in foreign[:20]
     if first_tells and not is_utf8 and not has_zeros(head) and '16' not in named:
         with opener(path)(path, 'rb') as file:
             return f'{path}{first_bad_byte(file, named, only_bad)}'
@@ -698,9 +697,11 @@ def guess_encoding(head):
                           'look whether accents and quotes are right')
     else:
         likely = 'cp949'
-    text = head.decode(likely, errors='replace')
-    few_are_bad = 20 * text.count('\ufffd') < len(re.findall('[가-힣]', text))
-    if decodes(head, likely) or likely == 'cp949' and few_are_bad:
+    fits = decodes(head, likely)
+    if likely == 'cp949':  # Chinese and Japanese fit, too: with few or rare syllables
+        letters = re.findall('[^\x00-\x7fㄱ-ㅣ]', head.decode('euc_kr', errors='replace'))
+        fits = 5 * sum('가' <= letter <= '힣' for letter in letters) > 4 * len(letters)
+    if fits:
         return likely, (f'it looks like {likely}: say --encoding={likely}, and look whether the '
                         'text comes out right')
     return '', 'convert it to UTF-8 (iconv -f ENCODING -t UTF-8) or say --encoding='
