@@ -3,6 +3,7 @@ import ast
 import json
 import math
 import os
+import random
 import re
 
 import numpy as np
@@ -258,6 +259,24 @@ def test_the_plays_are_drawn(tmp_path):
 
 
 # --- the first lesson ---
+
+def test_lesson_0_learns_from_a_text_and_continues_it(tmp_path):
+    plays = [f'{name}:\nMy lord, the {what} is done.\n' for name in ('ROMEO', 'NURSE')
+             for what in ('night', 'play', 'deed')]
+    text = ''.join(random.Random(0).choices(plays, k=200))
+    (tmp_path / 'plays.txt').write_text(text, 'utf-8')
+    said = bench('lesson', f'--source={tmp_path}/plays.txt', '--steps=60')
+    held_out, new = re.search(r'held out: (\d+\.\d+) nats per character\n(.*)', said, re.S).groups()
+    assert float(held_out) < 1.5 < math.log(len(set(text)))  # of random weights
+    n = len(text) * 9 // 10
+    assert new.startswith(text[n:n + 64]) and len(new) == 64 + 500 + len('\n')
+
+    for source, word in (('nowhere.txt', 'nowhere.txt'), ('short.txt', 'more than 640'),
+                         ('bytes.txt', 'utf-8')):
+        (tmp_path / 'short.txt').write_text('a' * 600)
+        (tmp_path / 'bytes.txt').write_bytes(b'\xff' * 999)
+        assert word in bench('lesson', f'--source={tmp_path / source}', ok=False)
+
 
 def test_with_all_ideas_the_first_lesson_trains_the_same_weights_as_train_py(demo, tmp_path):
     words = [f'--data_dir={demo}', '--mode=tokenizer', '--n_tokens=0.01']
