@@ -1,5 +1,5 @@
-"""Lesson 0: the training loop in one file, beside model.py. Plain, or with this project's
-ideas, one after the other. On a CPU; nothing is saved.
+"""Lesson 0, continued: the loop of bench/lesson.py on what prepare.py wrote, plain or with this
+project's ideas, one after the other. On a CPU; nothing is saved.
 
     python prepare.py --source=shakespeare
     python -m bench.first
