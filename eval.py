@@ -40,7 +40,7 @@ os.environ.update(how_to_wait())  # before torch reads it
 import torch
 
 from configurator import configure
-from parts.corpus import RATING_NAMES, check_texts, cleaner, read_split, read_texts_meta
+from parts.corpus import RATING_NAMES, changed_text, cleaner, read_split, read_texts_meta
 from parts.folder import MODEL_FLAGS, find_model_folder, open_model
 from parts.machine import explain_failures, keep_freed_memory, select_device, select_dtype
 from parts.pictures import colour_by_surprise, draw_ladder
@@ -122,7 +122,10 @@ def find_data(model_folder, meta):
     if not data_dir.is_dir():
         raise UserError(f'{model_folder} was trained on {printable(meta["data_dir"])}, '
                         'which is not there; name its data folder, or another, with --data_dir=')
-    check_texts(data_dir, meta)                               # or it may have learned these texts
+    if path := changed_text(data_dir, meta):                  # or it may have learned these texts
+        raise UserError(f'{path} is no longer what {model_folder} was trained with, so it may have '
+                        'learned texts that are held out there now; --data_dir= scores it all the '
+                        'same')
     return data_dir
 
 

@@ -17,6 +17,7 @@ Texts pass one by one or in batches, so memory stays flat however many there are
 """
 import shlex
 import signal
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -111,12 +112,15 @@ def training_flags(folder, its_mode):
     """What train.py is to be told: the config file that is made for this folder, or names."""
     name = folder.resolve().name
     config = Path('config', f'{name}.py' if its_mode == 'tokenizer' else f'{name}_{its_mode}.py')
-    if folder == Path('data', name) and config.exists():
+    other = name in KNOWN_SOURCES and not data_dir and source != name  # a person's demo.txt, say
+    if folder == Path('data', name) and config.exists() and not other:
         return config
     out = name if its_mode == mode else f'{name}_{its_mode}'  # each its own where both are made
     words = [f'--data_dir={folder}', f'--out_dir=out/{out}']
     if its_mode == 'manual':
         words.append('--mode=manual')
+    if model_name and (user_path(model_name) / 'model.safetensors').exists():  # to be tuned
+        words.append(f'--init_from={model_name}')
     return shlex.join([*words, '--minutes=10'])
 
 
@@ -128,6 +132,8 @@ def check_settings():
         raise UserError(f"mode='{mode}': it is 'tokenizer', 'manual' or 'tokenizer,manual'")
     if unit not in UNITS:
         raise UserError(f"unit='{unit}': it is one of {', '.join(UNITS)}")
+    if sum(word.split('=')[0] == '--source' for word in sys.argv[1:]) > 1:
+        raise UserError('source is given twice; it takes several with commas: --source=a.txt,b.txt')
     if not 0 < val_ratio < 1:
         raise UserError(f'val_ratio={val_ratio}: it takes more than 0 and less than 1')
     if not 300 <= vocab_size <= MOST_IDS:  # 262 of them are bytes and control tokens

@@ -15,7 +15,7 @@ import os
 import re
 import sys
 
-from parts.errors import UserError, how_to_wait, refuse_bytes, run_script, user_path
+from parts.errors import UserError, how_to_wait, print_error, refuse_bytes, run_script, user_path
 
 os.environ.update(how_to_wait())  # before torch reads it
 
@@ -176,6 +176,10 @@ def write_texts(model, vocabulary, ratings, beginning, unit, generator):
     if not isinstance(vocabulary, Characters):  # a space belongs to the sub-word after it: ▁was
         beginning = re.sub(r'(?<=[^ \n]) \Z', '', beginning)
     ids = vocabulary.encode([beginning])[0] if beginning else []
+    if vocabulary.n_unseen(beginning, ids):
+        unseen = [repr(character) for character in dict.fromkeys(beginning)
+                  if vocabulary.n_unseen(character, vocabulary.encode([character])[0])]
+        print_error(f'the model never saw {", ".join(unseen)}')
     rating = asked_rating()
     rivals = []                                               # the ratings guidance keeps away from
     if rating is not None and settings.guidance > 0:
@@ -282,7 +286,7 @@ def show_batch(model, vocabulary, ratings, rows, starts, unit):
         if settings.show_rating:
             words = [f'{rating_name(r)} {share:.0%}' for r, share in zip(ratings, shares[n])]
             print(f'    reads as {", ".join(words)}')
-        if settings.num_samples > 1 and unit != 'line':
+        if unit != 'line' and (settings.num_samples > 1 or settings.prompt is None):
             print(BETWEEN_TEXTS)
     sys.stdout.flush()
 

@@ -42,6 +42,8 @@ def main():
     ours = ideas.split(',') if ideas else []
     if not set(ours) <= set(IDEAS):
         raise UserError(f"ideas='{ideas}': choose from {','.join(IDEAS)}")
+    if seed < 0 or lr < 0 or n_tokens <= 0:
+        raise UserError('seed and lr take 0 or more, n_tokens more than 0')
     meta = read_meta(data_dir, mode)
     vocabulary = load_vocabulary(f'{data_dir}/{mode}')
     train, val = read_ids('train'), read_ids('val')

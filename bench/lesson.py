@@ -5,13 +5,11 @@
 Ids are characters, and nothing is saved. The rest of the project makes this faster, better and
 safe. bench/first.py goes on from here.
 """
-from pathlib import Path
-
 import torch
 
 from configurator import configure
 from model import Config, build, generate
-from parts.errors import UserError, run_script
+from parts.errors import UserError, run_script, user_path
 
 source = 'data/download/shakespeare.txt'  # UTF-8; prepare.py --source=shakespeare writes it
 steps = 1000                              # how often the weights move
@@ -23,9 +21,9 @@ torch.manual_seed(0)
 
 def main():
     try:
-        text = Path(source).read_text('utf-8')
+        text = user_path(source).read_text('utf-8-sig')
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f'{source} cannot be read as UTF-8: {error}') from None
+        raise UserError(f'{source} is no text in UTF-8: {error}') from None
 
     # text → ids
     letters = sorted(set(text))

@@ -41,7 +41,7 @@ def shape_for(n_tokens, vocab_size, flops, chunk_size=256, d_model=0, n_layers=0
     n_multiplied = weights(n_layers, d_model)
     budget = flops / 6 / n_multiplied                         # 6 operations for a weight and token
     n_stored = n_multiplied + vocab_size * d_model            # with the embedding
-    return {
+    settings = {
         'n_layers': n_layers,
         'd_model': d_model,
         'batch_size': n_rows,
@@ -49,6 +49,9 @@ def shape_for(n_tokens, vocab_size, flops, chunk_size=256, d_model=0, n_layers=0
         # for the trial steps; small models are slower than this budget assumes
         'dropout': dropout_for(n_tokens, n_stored, d_model, budget, epochs),
     }
+    if n_tokens <= chunk_size:                                # the text does not fill a row
+        settings['chunk_size'] = max(2, 2 ** int(math.log2(max(1, n_tokens - 1))))
+    return settings
 
 
 def length_for(n_tokens, n_weights, d_model, budget, epochs=0):

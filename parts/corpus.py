@@ -435,6 +435,7 @@ class Report:
         self.labels_of_files = set()  # names of files and folders that a rating has, too
         self.n_controls = 0        # texts with control characters of ISO 8859-1
         self.empty = []            # files without a row
+        self.replaced = ''         # the folder, where it held other texts
         self.columns = {}          # (text column, rating column) → names of all columns
         self.val_chars = 0
         self.val_bits = 0.0        # -log2 P of the validation texts, NaN where it is not known
@@ -477,6 +478,9 @@ class Report:
                      for rating, (english, _) in enumerate(RATING_NAMES)]
             parts.append(f'{self.ratings[UNKNOWN]:,} without a rating')
             yield f'{self.name}: {", ".join(parts)}'
+        if 2 in set().union(*self.digits.values()) and self.licence == "the file's own":
+            yield (f'{self.name}: labels 0, 1 and 2 are read as negative, positive and ambiguous '
+                   '(--ratings=0:0,1:2,2:1 where 1 is neutral and 2 positive)')
         for text, rating in sorted(self.columns, key=repr):
             its_rating = f', the rating {rating!r}' if rating else ''
             yield f'{self.name}: the text is the column {text!r}{its_rating}'
@@ -489,6 +493,8 @@ class Report:
         if self.n_controls:
             yield (f'{self.name}: texts with characters of U+0080 to U+009F, which were removed: '
                    f'{self.n_controls:,} (were they quotes and dashes, cp1252 read as Latin-1?)')
+        if self.replaced:
+            yield f'{self.replaced} held other texts; these have taken their place'
         if len(self.types) > 1:
             parts = [f'{n:,} {suffix}' for suffix, n in self.types.items()]
             yield f'{self.name}: files read: {", ".join(parts)}'
@@ -597,6 +603,7 @@ def split_sources(sources, folder, val_ratio, labels, make_reader, **reading):
     from tqdm import tqdm
     reports, labelled = [], []  # labelled: --ratings= is of a person's own files, if there are any
     files = other_files(folder, text_names(sources))
+    before = read_texts_meta(folder).get('train_txt_crc32')
     all_known = set(sources.values()) <= set(KNOWN_SOURCES)
     with new_files(folder) as create:
         shared = {side: TextFile(create(name)) for side, name in SIDES.items()}
@@ -639,6 +646,8 @@ def split_sources(sources, folder, val_ratio, labels, make_reader, **reading):
             n_chars = sum(report.val_chars for report in reports)
             meta['floor_bits_per_char'] = bits / n_chars
         create('meta.json').write(to_json(meta))
+    if before not in (None, meta['train_txt_crc32']):
+        reports[0].replaced = str(folder)
     return reports
 
 
@@ -667,7 +676,8 @@ def split_rows(unit, val_ratio, labels, numbered_rows):
         except UserError as error:
             raise UserError(f'{file}, row {n:,}: {error}') from None
         report.ratings[rating] += 1
-        if rating not in (UNKNOWN, *digits) and labels.as_compared(str(label)).isdigit():
+        in_digits = not labels.given and labels.as_compared(str(label)).isdigit()
+        if rating not in (UNKNOWN, *digits) and in_digits:
             digits.add(rating)
         if whole_file:
             # pieces of one text cannot be shuffled between the sides: its end is validation
@@ -698,8 +708,11 @@ def check_sides(reports, val_ratio, unit):
     left_out += [f'{file} has none' for report in reports for file in report.empty[:3]]
     why = f' ({"; ".join(left_out)})' if left_out else ''
     plain = all(report.types and report.is_plain for report in reports)
-    advice = ('; --unit=file makes one text of a file and keeps its end for validation'
-              if plain and unit != 'file' and any(n_texts.values()) else '')
+    advice = ''
+    if plain and unit != 'file' and any(n_texts.values()):
+        advice = '; --unit=file makes one text of a file and keeps its end for validation'
+    elif sum(n_texts.values()) > 1:
+        advice = '; a larger --val_ratio= takes more'
     raise UserError(f'{sum(n_texts.values()):,} texts are too few, or too much alike, to have some '
                     f'on each side with val_ratio={val_ratio}{why}{advice}')
 

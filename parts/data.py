@@ -342,11 +342,17 @@ def read_meta(data_dir, mode):
     """What prepare.py tells of its bins: vocabulary, ids, counts, sources. Raises UserError."""
     folder = Path(data_dir, mode)
     path = folder / 'meta.json'
+    if mode not in ('tokenizer', 'manual'):
+        raise UserError(f"mode='{mode}': it is 'tokenizer' or 'manual'")
+    if os.path.isfile(data_dir):
+        raise UserError(f'data_dir={data_dir} is a file; python prepare.py --source={data_dir} '
+                        'makes a folder for it')
     if not os.path.exists(path):  # (Path.exists() may raise where one may not look)
         for other in {'tokenizer', 'manual'} - {mode}:
             if os.path.exists(Path(data_dir, other, 'meta.json')):
                 raise UserError(f'{folder} has no meta.json, but {data_dir}/{other} has: say '
-                                f'--mode={other}, or prepare.py --mode={mode}')
+                                f'--mode={other}, or python prepare.py --data_dir={data_dir} '
+                                f'--mode={mode}')
         advice = f'run prepare.py first (--source=… --output_dir={data_dir} --mode={mode})'
         raise UserError(f'{folder} has no meta.json; {advice}')
     return read_json(path)

@@ -401,7 +401,7 @@ def model_card(model, meta, name):
         origin = f'begun with the weights of {meta["base_model"]}'
     purpose = f'to write {texts} of a given rating and to tell the rating of a review.'
     if len(ratings) < 2:
-        purpose = f'to write {texts} like those below.'
+        purpose = f'to write {texts} like those it was trained on.'
     card = card_header(config.arch, licences, language) + f"""# {name}
 
 {kind} of {n_parameters:,} parameters: {config.n_layers} layers, \

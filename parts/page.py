@@ -8,6 +8,7 @@ pass of model.py without a framework.
 """
 import base64
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -32,19 +33,21 @@ def write_page(model, vocabulary, meta, path):
     if model.config.arch != 'decoder':
         raise UserError('the page shows where attention looks, so '
                         'it takes a decoder, and this model has arch=ffn')
-    is_korean = language_of(meta) == 'ko'
+    spelling = page_vocabulary(vocabulary)
+    language = language_of(meta) or language_of_pieces(spelling['pieces'])
     folder = {
         'about': describe(model, meta),
-        'beginning': '김치찌개가' if is_korean else '',
+        'beginning': '김치찌개가' if language_of(meta) == 'ko' else '',
         'lines': meta.get('unit', 'line') != 'line',           # a text may have several lines
         'config': asdict(model.config),
-        'vocabulary': page_vocabulary(vocabulary),
-        'ratings': page_ratings(meta['ratings'], vocabulary),
+        'vocabulary': spelling,
+        'ratings': page_ratings(meta['ratings'], vocabulary, language),
         'tensors': page_tensors(model),
     }
     text = json.dumps(folder, ensure_ascii=False, separators=(',', ':'))
     text = text.replace('<', '\\u003c')  # no piece may end the script that holds it
-    page = TEMPLATE.read_text('utf-8').replace('{{folder}}', text)
+    page = TEMPLATE.read_text('utf-8').replace('{{language}}', language)
+    page = page.replace('{{folder}}', text)
     with atomic_write(path) as file:
         file.write(page)
     return len(page.encode())
@@ -141,12 +144,20 @@ def character_pieces(characters):
     return {'mode': 'manual', 'pieces': pieces, 'labels': labels, 'unknown': unknown}
 
 
+def language_of_pieces(pieces):
+    """'ko' where most pieces that have letters have Hangul, else 'en': what the page is written in.
+    """
+    words = [piece for piece in pieces if any(character.isalpha() for character in piece)]
+    n_korean = sum(re.search('[가-힣]', word) is not None for word in words)
+    return 'ko' if 2 * n_korean > len(words) else 'en'
+
+
 def with_signs(piece):
     """A piece with signs for what would not be seen: ␣ for a space, ⏎ for a line break."""
     return piece.replace('▁', '␣').replace(' ', '␣').replace('\n', '⏎')
 
 
-def page_ratings(known, vocabulary):
+def page_ratings(known, vocabulary, language):
     """[{n, start, name}] of the known ratings, as [0, 1, 2]. A text is read under each.
 
     Without ratings it is `<s>` alone, which has no name and is not shown.
@@ -155,5 +166,6 @@ def page_ratings(known, vocabulary):
     for n in known:
         english, korean = RATING_NAMES[n]
         start = vocabulary.start_ids[n]
-        ratings.append({'n': n, 'start': start, 'name': f'{korean} {english}'})
+        name = f'{korean} {english}' if language == 'ko' else english
+        ratings.append({'n': n, 'start': start, 'name': name})
     return ratings or [{'n': 0, 'start': vocabulary.start_ids[-1], 'name': ''}]

@@ -115,7 +115,8 @@ class SentencePiece(Vocabulary):
         except RuntimeError as error:
             least = re.search(r' vs (\d+)', str(error))
             if least:
-                reason = f'its characters alone take vocab_size={least[1]}'
+                reason = (f'its characters alone take {least[1]} ids; '
+                          f'say --vocab_size={least[1]} or more')
             else:
                 reason = f'no pieces can be learned ({error})'
             raise UserError(f'{path}: {reason}') from None

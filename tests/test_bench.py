@@ -292,6 +292,7 @@ def test_with_all_ideas_the_first_lesson_trains_the_same_weights_as_train_py(dem
         assert '\n김치찌개가' in said
     assert same(torch.load(tmp_path / 'weights.pt'), last_weights(tmp_path))
     assert 'choose from weights,' in bench('first', *words, '--ideas=magic', ok=False)
+    assert 'seed and lr take 0 or more' in bench('first', *words, '--seed=-1', ok=False)
 
 
 # As a sitecustomize.py: keep the weights of the model that writes

@@ -61,7 +61,8 @@ def write(folder, lengths, tokens):
 def test_the_other_vocabulary_is_named_where_it_alone_is_there(tmp_path):
     write(tmp_path, [9] * 8, distinct_texts([9] * 8))
     (tmp_path / 'tokenizer/meta.json').write_text('{}')
-    with pytest.raises(UserError, match='say --mode=tokenizer'):
+    told = f'say --mode=tokenizer, or python prepare.py --data_dir={tmp_path} --mode=manual'
+    with pytest.raises(UserError, match=told):
         read_meta(tmp_path, 'manual')
 
 

@@ -2,6 +2,7 @@
 import copy
 import json
 import random
+import re
 import shutil
 from itertools import islice
 
@@ -16,7 +17,7 @@ from model import Config, build, generate
 from parts.corpus import cleaner, read_split
 from parts.errors import UserError
 from parts.folder import load_model
-from parts.page import round_rows, write_page
+from parts.page import language_of_pieces, round_rows, write_page
 from parts.scoring import rating_log_probs, surprise
 from parts.vocabulary import HubTokenizer, load_vocabulary
 
@@ -350,6 +351,20 @@ def test_a_model_of_texts_without_ratings_speaks_of_none(browser, songs, tmp_pat
     assert '평점' not in browser.run('return document.body.innerText')
     assert browser.run("return $('tokens').textContent").startswith('<s>')
     assert browser.complaints() == []
+
+
+@pytest.mark.parametrize('name', ['songs', 'demo'])
+def test_the_page_is_in_the_language_of_the_text(songs, decoder, tmp_path, name):
+    model, meta, vocabulary = decoder
+    if name == 'songs':
+        (model, meta), vocabulary = load_model(songs), load_vocabulary(songs)
+    write_page(model, vocabulary, meta, tmp_path / 'page.html')
+    page = (tmp_path / 'page.html').read_text('utf-8')
+    assert f'<html lang={"en" if name == "songs" else "ko"}>' in page
+    before, _ = page.split('<script id=folder')
+    without = re.sub('<span lang=ko>.*?</span>', '', before)  # in English these are hidden
+    assert not re.search('[가-힣]', without)
+    assert language_of_pieces(['▁맛', '▁the', '있', '!', '']) == 'ko'
 
 
 # --- mistakes ---

@@ -668,7 +668,7 @@ def test_a_blank_line_below_the_names_ends_nothing(tmp_path):
 
 def test_the_columns_of_the_first_object_stand(tmp_path):
     rows = [{'text': text, 'label': 1} for text in LINES]
-    rows[7] |= {'comment': '확인함', 'rating': 0}              # neither of them is read
+    rows[7] |= {'comment': '확인함', 'rating': ''}              # neither of them is read
     write(tmp_path / 'r.jsonl', '\n\ufeff'.join(map(json.dumps, rows)))           # files, joined
     out = works(tmp_path, '--source=r.jsonl', '--mode=manual')
     assert "the text is the column 'text', the rating 'label'" in out
@@ -1024,6 +1024,34 @@ def test_it_ends_with_the_words_that_train(tmp_path):
     assert manual.endswith(f'\nready: python train.py {flags} --mode=manual --minutes=10\n')
     write(tmp_path / 'config/mine.py', '')  # as config/demo.py is there for data/demo
     assert works(tmp_path, *words).endswith('\nready: python train.py config/mine.py\n')
+    write(tmp_path / 'config/demo.py', '')  # a person's demo.txt is not the demo
+    write(tmp_path / 'demo.txt', '\n'.join(LINES))
+    flags = '--data_dir=data/demo --out_dir=out/demo --minutes=10'
+    assert works(tmp_path, '--source=demo.txt', '--vocab_size=300').endswith(f' {flags}\n')
+
+
+def test_the_vocabulary_of_a_model_is_to_tune_it(songs, tmp_path):
+    write(tmp_path / 'mine.txt', '\n'.join(LINES))
+    said = works(tmp_path, '--source=mine.txt', f'--model_name={songs}')
+    assert said.endswith(f'--out_dir=out/mine --init_from={songs} --minutes=10\n')
+
+
+def test_what_takes_the_place_of_other_texts_is_said(tmp_path):
+    write(tmp_path / 'a/mine.txt', '\n'.join(LINES))
+    write(tmp_path / 'b/mine.txt', '\n'.join(LINES[:40]))
+    words = ['--mode=manual', '--source']
+    first, again, other = (works(tmp_path, *words, f'{folder}/mine.txt') for folder in 'aab')
+    assert 'held other texts' not in first + again
+    assert '\ndata/mine held other texts; these have taken their place\n' in other
+
+
+def test_three_digits_are_said_to_be_read_as_in_kr3(tmp_path):
+    write(tmp_path / 'r.csv', 'text,label\n' + ''.join(
+        f'{text},{i % 3}\n' for i, text in enumerate(LINES)))
+    said = works(tmp_path, '--source=r.csv', '--mode=manual')
+    assert 'labels 0, 1 and 2 are read as negative, positive and ambiguous' in said
+    said = works(tmp_path, '--source=r.csv', '--mode=manual', '--ratings=0:0,1:2,2:1')
+    assert 'labels 0, 1 and 2' not in said
 
 
 def test_a_fourth_rating_is_one_more_line(tmp_path):
@@ -1172,6 +1200,8 @@ BAD_FILES = {  # what is wrong: file, its content, words of the sentence
     'other quotes': ('r.tsv', '"text"\t"label"\n"그가 \\"또\\" 왔다"\t1\n', ['line 2', 'doubled']),
     'one cell or two': ('r.tsv', 'text\n"첫 줄\n둘째"\n굿\n', ['a quote', '.csv', '.txt']),
     'a key twice': ('r.jsonl', '{"text": "굿", "text": "또"}', ['line 1', "'text' is there twice"]),
+    'two ratings': ('r.csv', 'text,label,rating\n굿,1,1\n별로,0,1\n',
+                    ["'rating' is 1 where 'label' is '0'", '--rating_column=']),
     'other order': ('r.csv', 'text,label\n굿,1\nlabel,text\n0,별로\n', ['line 3', 'another order']),
     'empty': ('r.txt', '', ['0 texts']),
     'empty table': ('r.csv', '', ['0 texts']),
@@ -1179,6 +1209,7 @@ BAD_FILES = {  # what is wrong: file, its content, words of the sentence
     'blank': ('r.txt', '\n \n\x00\n', ['0 texts', '3 empty']),
     'one text': ('r.txt', GOOD, ['1 texts', 'val_ratio', '--unit=file']),
     'one text again and again': ('r.txt', f'{GOOD}\n' * 30, ['30 texts', 'too much alike']),
+    'two rows alike': ('r.csv', f'text\n{GOOD}\n{GOOD}\n', ['a larger --val_ratio=']),
     'cp949 by its name': ('r.txt', '맛있어요\n'.encode('cp949') * 9, ['say --encoding=cp949']),
     'cp949 with a broken letter': ('r.csv', ('text\n' + '맛있어요\n' * 9).encode('cp949') + b'\xbe,\n',
                                    ['say --encoding=cp949']),
@@ -1218,6 +1249,7 @@ def test_a_bad_file_is_refused_in_a_sentence_and_leaves_nothing(tmp_path, case):
 @pytest.mark.parametrize('words, word', [
     (['--source=nowhere.csv'], 'nowhere.csv'),
     (['--source='], "source ''"),
+    (['--source=a.csv', '--source', 'b'], '--source=a.txt,b.txt'),
     (['--mode=letters'], "'manual'"),
     (['--unit=page'], 'paragraph'),
     (['--val_ratio=1'], 'val_ratio'),

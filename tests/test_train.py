@@ -220,6 +220,8 @@ def test_a_mistake_is_heard_from_every_rank(tmp_path):
     (['--out_dir=/dev/null/x'], 'cannot be written to'),
     (['--out_dir=' + 300 * 'x'], 'cannot be written to'),
     (['--data_dir=/dev/null'], 'run prepare.py first'),
+    ([f'--data_dir={__file__}'], f'python prepare.py --source={__file__}'),
+    (['--mode=char'], "it is 'tokenizer' or 'manual'"),
     (['--data_dir=' + 300 * 'x'], 'run prepare.py first'),
     (['--data_dir=~nobody-of-this-name'], 'home directory'),
     (['--n_layers=-1', '--minutes=1'], 'n_layers=-1: it takes 1 or more'),
@@ -347,6 +349,10 @@ def test_more_time_gives_a_larger_model_and_a_smaller_text_more_epochs():
     assert deep['d_model'] < shape_for(10 ** 8, 70, 1.6e13)['d_model']
     for chunk_size, n_rows in ((64, 32), (256, 8), (1024, 2)):
         assert shape_for(10 ** 8, 70, 1.6e13, chunk_size)['batch_size'] == n_rows
+    # a text shorter than a row
+    assert shape_for(257, 70, 1.6e13).get('chunk_size', 256) == 256
+    for n_tokens, chunk_size in ((256, 128), (78, 64), (22, 16), (3, 2)):
+        assert shape_for(n_tokens, 70, 1.6e13)['chunk_size'] == chunk_size
     # a vocabulary of few characters leaves more for the blocks
     few, many = (shape_for(10 ** 8, vocab_size, 1.6e13) for vocab_size in (70, 8000))
     assert few['n_layers'] > many['n_layers'] and few['d_model'] >= many['d_model']

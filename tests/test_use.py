@@ -139,6 +139,19 @@ def test_data_that_were_moved_are_asked_for(models, tmp_path):
     assert 'trained on data/gone, which is not there; name its data folder' in said
 
 
+def test_texts_that_a_model_may_have_learned_are_not_its_score(demo, models, tmp_path):
+    shutil.copytree(demo, tmp_path / 'data')
+    shutil.copytree(models / 'ffn', tmp_path / 'ffn')
+    edit(tmp_path / 'ffn/meta.json', data_dir=str(tmp_path / 'data'))
+    flags = [f'--model_path={tmp_path / "ffn"}', '--n_tokens=0.001']
+    run('eval.py', *flags)
+    texts = tmp_path / 'data/validation.txt'
+    texts.write_text(texts.read_text('utf-8').replace('맛', '멋', 1), 'utf-8')
+    said = run('eval.py', *flags, ok=False).stderr
+    assert f'{texts} is no longer what {tmp_path / "ffn"} was trained with' in said
+    run('eval.py', *flags, f'--data_dir={tmp_path / "data"}')
+
+
 def test_pictures_are_drawn_with_matplotlib_and_not_missed_without(models, tmp_path):
     args = [f'--model_path={models / "decoder"},{models / "ffn"}', '--n_tokens=0.001']
     drawn = run('eval.py', *args, cwd=tmp_path).stdout
@@ -346,8 +359,10 @@ def test_every_prompt_works(models):
 def test_a_character_that_is_not_in_the_vocabulary_is_written_as_one(models):
     text, = write(models / 'manual', '--prompt=漢 점심', '--max_token=3', '--rating=2')
     assert text.startswith('� 점심')
-    text, = write(models / 'manual', '--prompt=' + 30 * '漢', '--max_token=3', '--rating=2')
-    assert text.startswith(30 * '�')
+    said = run('sample.py', f'--model_path={models / "manual"}', '--prompt=' + 30 * '漢' + '字',
+               '--max_token=3', '--rating=2')
+    assert said.stdout.startswith(30 * '�')
+    assert said.stderr == "sample.py: the model never saw '漢', '字'\n"
 
 
 def test_a_text_of_several_lines_is_written_and_begun_with_them(models, tmp_path):
@@ -369,6 +384,8 @@ def test_a_text_of_several_lines_is_written_and_begun_with_them(models, tmp_path
     first, second, rest = two.split('---------------\n')
     assert first.startswith('점심에\n  친구') and second.startswith('점심에\n  친구')
     assert rest == ''
+    piped = run('sample.py', f'--model_path={folder}', *flags, stdin='점심에\n친구\n').stdout
+    assert piped.count('\n---------------\n') == 2
 
 
 def test_a_pipe_that_says_nothing_is_told_of_the_prompt(models):
