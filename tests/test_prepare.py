@@ -1200,7 +1200,7 @@ BAD_FILES = {  # what is wrong: file, its content, words of the sentence
     'other quotes': ('r.tsv', '"text"\t"label"\n"그가 \\"또\\" 왔다"\t1\n', ['line 2', 'doubled']),
     'one cell or two': ('r.tsv', 'text\n"첫 줄\n둘째"\n굿\n', ['a quote', '.csv', '.txt']),
     'a key twice': ('r.jsonl', '{"text": "굿", "text": "또"}', ['line 1', "'text' is there twice"]),
-    'two ratings': ('r.csv', 'text,label,rating\n굿,1,1\n별로,0,1\n',
+    'two ratings in digits': ('r.csv', 'text,label,rating\n굿,1,1\n별로,0,1\n',
                     ["'rating' is 1 where 'label' is '0'", '--rating_column=']),
     'other order': ('r.csv', 'text,label\n굿,1\nlabel,text\n0,별로\n', ['line 3', 'another order']),
     'empty': ('r.txt', '', ['0 texts']),
