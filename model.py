@@ -212,7 +212,7 @@ class Decoder(Model):
     def hidden(self, idx, cache=None):
         """idx (B, T) → the residual stream after the last block (B, T, C).
 
-        With a cache, idx goes on where it stopped: after the prompt, one token at a time.
+        With a cache, idx continues what it holds: first the prompt, then one token at a time.
         """
         first = cache[0].n_read if cache else 0
         position = torch.arange(first, first + idx.shape[1], device=idx.device)

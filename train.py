@@ -88,9 +88,9 @@ epochs = 1             # passes over the data
 n_tokens = 0.0         # million tokens per epoch, each time another random part (0: all there are)
 read_share = 0.7       # share of the rows where the rating is hidden and asked for at the end
 bigram_init = True     # begin as a bigram model: count in train.bin what follows what
-optimizer = 'muon'     # muon: Muon for matrices, AdamW for tables at their own rate; adamw: all
+optimizer = 'muon'     # muon: Muon for matrices, AdamW for embedding and head; adamw: all
 lr = 6e-3              # peak learning rate
-table_decay = 0.0      # pull of embedding and head to zero, per epoch; 1 if data come back often
+table_decay = 0.0      # pull of embedding and head to zero, per epoch; 1 if data are repeated often
 # --- run ---
 minutes = 0.0          # choose size and length of the run for so many minutes (0: as said above)
 eval_interval = 0      # steps between validations, each saving the state (0: some ten a run)
@@ -278,7 +278,7 @@ def main():
         draw_losses(out, data.floor)
     wait_for_all()  # none leaves while another still saves
     say_goodbye(out, run, step, data, best)
-    return 128 + (stop.signal or signal.SIGTERM) if step < data.steps else 0
+    return 128 + (stop.signal or signal.SIGTERM) if step < data.steps else 0  # as a shell says it
 
 
 # --- to begin, or to go on ---

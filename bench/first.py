@@ -50,7 +50,7 @@ def main():
     if min(len(train), len(val)) <= T:
         raise UserError(f'{data_dir} has too little text')
     some = train[2:12].tolist()                               # after </s> and the start token
-    print(f'{len(train):,} ids to learn from; {some} says {vocabulary.decode(some)!r}')
+    print(f'{len(train):,} ids to learn from; {some} decodes to {vocabulary.decode(some)!r}')
     steps = max(1, int(n_tokens * 1e6) // (B * T))
 
     torch.manual_seed(seed)
@@ -91,8 +91,9 @@ def main():
             nats += model(some_x, some_y)[0].item()
     bits = nats / math.log(2) / n * (len(val) - 1)
     bits += BITS_OF_UNSEEN * meta['val_unseen']               # which character each <unk> was
-    print(f'held out: {nats / n:.3f} nats per token, '
-          f'{bits / meta["val_chars"]:.3f} bits per character')
+    bits /= meta['val_chars']
+    print(f'held out: {nats / n:.3f} nats per token; '
+          f'{bits:.3f} bits, {bits * math.log(2):.3f} nats per character')
 
     # </s> and the start token of the first held-out text, then the prompt
     beginning = [*val[:2].tolist(), *vocabulary.encode([prompt])[0]]

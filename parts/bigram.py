@@ -10,7 +10,7 @@ import torch
 
 MOST_TOKENS = 20_000_000  # to count; enough for any pair that matters
 PIECE = 2 ** 16           # a longer stream is sampled in pieces of so many tokens, evenly spaced
-DISCOUNT = 0.75           # off each count: what was seen once was luck in part (Ney et al. 1994)
+DISCOUNT = 0.75           # off each count, for counts of one mislead (Ney et al. 1994)
 # The next four were tuned, not derived.
 SMOOTHING = 20            # added to each token's count where a pair is weighed for the fit
 UNIGRAM_SIZE = 0.3        # coordinate 0 of every embedding of length 1: it carries log P(j)

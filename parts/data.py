@@ -28,7 +28,7 @@ from parts.scoring import BITS_OF_UNSEEN
 SHARD_TOKENS = 2 ** 20       # tokens in a shard, about: a million
 MOST_GROUPS = 2 ** 20        # more texts than this are shuffled in groups
 LONG_ROWS = 4                # a text of more rows than this is cut anew in every epoch
-MOST_SPREAD = 16             # of a long text, a shard looks at up to so many times what it needs
+MOST_SPREAD = 16             # of a long text, a shard is drawn from at most so many times its size
 CHECKED_BYTES = 2 ** 28      # a larger file is not read at the start to find damage
 
 
@@ -302,7 +302,7 @@ def fill(tokens, rows, T, eos):
 
 
 def row_length(lengths, T):
-    """Halve T while 999 of 1,000 texts fit whole into a row of T/2, and so do five of mean length.
+    """Halve T while 999 of 1,000 texts fit whole into a row of T/2, and five average ones together.
 
     Attention costs less over short rows, and what lies between short texts is masked anyway.
     """

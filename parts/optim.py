@@ -54,7 +54,7 @@ class MuonAdamW(torch.optim.Optimizer):
         """
         params = group['params']
         gradients = torch.stack([p.grad for p in params])     # (N, rows, columns)
-        state = self.state[params[0]]                         # the stack's, kept under its first
+        state = self.state[params[0]]                         # of the stack, under its first matrix
         if not state:
             state['momentum'] = torch.zeros_like(gradients)
         momentum = state['momentum'].lerp_(gradients, 1 - MOMENTUM)
