@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
+from bench.lesson import B, T, score  # a step reads B rows of T tokens
 from configurator import configure
 from model import Config, build, generate
 from parts.bigram import init_from_bigrams
@@ -34,7 +35,6 @@ seed = 0                       # of the first weights and the choice of rows
 prompt = 'ROMEO:'              # the beginning that it continues at the end
 configure(globals())
 
-T, B = 64, 12                  # a step reads B rows of T tokens
 IDEAS = ('weights', 'counting', 'muon', 'schedule', 'packing')
 
 
@@ -81,18 +81,11 @@ def main():
         if step % 20 == 0 or step == steps - 1:
             print(f'step {step}/{steps}  loss {loss.item():.3f}', flush=True)
 
-    n = (len(val) - 1) // T * T                               # held out, in rows side by side
-    x = torch.from_numpy(val[:n]).view(-1, T)
-    y = torch.from_numpy(val[1:n + 1]).view(-1, T)
-    model.eval()
-    nats = 0.0
-    with torch.no_grad():
-        for some_x, some_y in zip(x.split(64), y.split(64)):
-            nats += model(some_x, some_y)[0].item()
-    bits = nats / math.log(2) / n * (len(val) - 1)
+    nats = score(model, torch.from_numpy(val))                # a mean over the held-out ids
+    bits = nats / math.log(2) * (len(val) - 1)
     bits += BITS_OF_UNSEEN * meta['val_unseen']               # which character each <unk> was
     bits /= meta['val_chars']
-    print(f'held out: {nats / n:.3f} nats per token; '
+    print(f'held out: {nats:.3f} nats per token; '
           f'{bits:.3f} bits, {bits * math.log(2):.3f} nats per character')
 
     # </s> and the start token of the first held-out text, then the prompt

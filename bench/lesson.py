@@ -16,7 +16,6 @@ steps = 1000                              # how often the weights move
 configure(globals())
 
 T, B = 64, 12                             # a step reads B rows of T characters
-torch.manual_seed(0)
 
 
 def main():
@@ -33,6 +32,7 @@ def main():
     if len(held_out) <= T:
         raise UserError(f'source={source}: it needs more than {10 * T:,} characters')
 
+    torch.manual_seed(0)
     # one id more, </s>, ends a text; here all is one text
     model = build(Config(vocab_size=len(letters) + 1, d_model=128, d_ffn=384, n_layers=4, nhead=4,
                          chunk_size=T, eos=len(letters)))
