@@ -1,4 +1,4 @@
-"""The two models and how they write: the lesson. It needs torch alone.
+"""The two models and how they write. It needs torch alone.
 
     ids (B, T) → embedding → (B, T, C) → n_layers blocks → (B, T, C) → head → logits (B, T, V)
 
@@ -165,8 +165,8 @@ class Model(nn.Module):
                 nn.init.normal_(p, std=1 / math.sqrt(p.shape[1]))  # keeps the variance
 
     def forward(self, idx, targets=None, ratings=None, rating_ids=None):
-        """idx (B, T) → logits (B, T, V). With targets (B, T): the loss, as a sum in nats, of the
-        tokens and of the ratings that are asked for. A target of -1 is left out.
+        """idx (B, T) → logits (B, T, V). With targets (B, T): two losses, each a sum in nats, of
+        the tokens and of the ratings that are asked for. A target of -1 is left out.
 
         ratings (B, T): n where the model is asked for the rating rating_ids[n], else -1. There the
         softmax is over rating_ids (R,) alone.

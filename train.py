@@ -105,7 +105,7 @@ settings = configure(globals())
 
 RATING_WEIGHT = 10     # a rating that is asked for counts as 10 tokens (LOG.md, Reading ratings)
 GRAD_CLIP = 1.0        # gradients are clipped to this length
-MOST_DECAY = 1 / 30    # one step takes from the tables; more would erase those of a short text
+MOST_DECAY = 1 / 30    # the most that table_decay takes in one step: it spares short texts
 # --minutes guesses the shape from the peak, before the speed is measured:
 USUAL_SHARE = 0.45       # of the peak, which training usually reaches
 TRIAL_SHARE = 0.04       # of the time, to measure the speed,
@@ -117,7 +117,7 @@ MAY_CHANGE = {'data_dir', 'micro_batch', 'eval_interval', 'eval_tokens', 'log_in
 NOT_KEPT = {'init_from', 'out_dir', 'given'}
 
 
-# --- the story ---
+# --- the run, from beginning to end ---
 
 @explain_failures(advice='take a smaller --micro_batch, as 8; the step stays the same')
 def main():

@@ -1,4 +1,4 @@
-"""Lesson 0, continued: the loop of bench/lesson.py on what prepare.py wrote, plain or with this
+"""Lesson 0, continued: the model of model.py trained on what prepare.py wrote, plain or with this
 project's ideas, one after the other. On a CPU; nothing is saved.
 
     python prepare.py --source=shakespeare

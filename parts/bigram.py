@@ -39,7 +39,7 @@ def init_from_bigrams(model, tokens):
     # unit vector:
     #     embedding_i = (UNIGRAM_SIZE, filler_i, pmi_part_i …)        filler: what is missing to 1
     #     head_j      = (log P(j) / UNIGRAM_SIZE, 0, PMI_GAIN / scale · successor_j …)
-    # so head_j · embedding_i = log P(j) + PMI_GAIN · shrink_i · PMI(i, j).
+    # so head_j · embedding_i ≈ log P(j) + PMI_GAIN · shrink_i · PMI(i, j); the gain was tuned.
     length = predecessor.norm(dim=1, keepdim=True)
     # nine in ten do not exceed it; rare tokens, with vectors near 0, are left out
     usual_length = length[length >= length.max() / 100].quantile(0.9) + 1e-9
