@@ -96,7 +96,7 @@ def orthogonalize(x, dtype):
         x = x.mT                                              # the products below are then smaller
     norm = x.norm(dim=(1, 2), keepdim=True)
     x = x / (1.02 * norm).clamp(min=1e-30)                    # all singular values below 1
-    x = x.to(dtype)                                           # scaled first: float16 has no tiny numbers
+    x = x.to(dtype)                                           # float16 has no tiny numbers
     for a, b, c in POLAR:                                     # x ← (a I + b A + c A²) x, A = x xᵀ
         A = x @ x.mT                                          # (N, rows, rows)
         polynomial = torch.baddbmm(A, A, A, beta=b, alpha=c)  # b A + c A²
