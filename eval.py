@@ -89,6 +89,9 @@ def compare_models(folders, device):
     opened = [open_model(folder, 'cpu', settings) for folder in folders]  # all, before any is read
     _, meta, vocabulary = opened[0]
     data_dir = find_data(folders[0], meta)
+    for folder, (_, its_meta, _) in zip(folders, opened):
+        if not settings.data_dir and its_meta.get('data_dir') == meta['data_dir']:
+            refuse_learned(folder, its_meta, data_dir)
     texts = read_texts(data_dir, vocabulary)
     floor = read_texts_meta(data_dir).get('floor_bits_per_char')
     rows = []
@@ -122,11 +125,15 @@ def find_data(model_folder, meta):
     if not data_dir.is_dir():
         raise UserError(f'{model_folder} was trained on {printable(meta["data_dir"])}, '
                         'which is not there; name its data folder, or another, with --data_dir=')
-    if path := changed_text(data_dir, meta):                  # or it may have learned these texts
+    return data_dir
+
+
+def refuse_learned(model_folder, meta, data_dir):
+    """Raise UserError where the texts have changed since a model was trained on their folder."""
+    if path := changed_text(data_dir, meta):
         raise UserError(f'{path} is no longer what {model_folder} was trained with, so it may have '
                         'learned texts that are held out there now; --data_dir= scores it all the '
                         'same')
-    return data_dir
 
 
 def read_texts(data_dir, vocabulary):

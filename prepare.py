@@ -113,13 +113,16 @@ def training_flags(folder, its_mode):
     name = folder.resolve().name
     config = Path('config', f'{name}.py' if its_mode == 'tokenizer' else f'{name}_{its_mode}.py')
     other = name in KNOWN_SOURCES and not data_dir and source != name  # a person's demo.txt, say
-    if folder == Path('data', name) and config.exists() and not other:
+    to_tune = model_name and (user_path(model_name) / 'model.safetensors').exists()
+    if folder == Path('data', name) and config.exists() and not other and not to_tune:
         return config
     out = name if its_mode == mode else f'{name}_{its_mode}'  # each its own where both are made
+    if to_tune and Path('out', out).resolve() == user_path(model_name).resolve():
+        out += '_tuned'
     words = [f'--data_dir={folder}', f'--out_dir=out/{out}']
     if its_mode == 'manual':
         words.append('--mode=manual')
-    if model_name and (user_path(model_name) / 'model.safetensors').exists():  # to be tuned
+    if to_tune:
         words.append(f'--init_from={model_name}')
     return shlex.join([*words, '--minutes=10'])
 

@@ -179,7 +179,7 @@ def write_texts(model, vocabulary, ratings, beginning, unit, generator):
     if vocabulary.n_unseen(beginning, ids):
         unseen = [repr(character) for character in dict.fromkeys(beginning)
                   if vocabulary.n_unseen(character, vocabulary.encode([character])[0])]
-        print_error(f'the model never saw {", ".join(unseen)}')
+        print_error(f'the model never saw {", ".join(unseen) or "some of this"}')
     rating = asked_rating()
     rivals = []                                               # the ratings guidance keeps away from
     if rating is not None and settings.guidance > 0:

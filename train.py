@@ -399,8 +399,8 @@ def fit_to_minutes(run, meta, base, device):
 
     The peak of this machine tells the shape of the model. Some steps of that shape, with a model
     that is thrown away, tell how many will fit. What a person gave stands, and of a model that is
-    fine-tuned only the length is chosen. A run that goes on has what was chosen among its settings,
-    so no clock can change it.
+    fine-tuned only rows and length are chosen. A run that goes on has what was chosen among its
+    settings, so no clock can change it.
     """
     start = time.perf_counter()
     if 'n_tokens' in run.given:
@@ -418,8 +418,11 @@ def fit_to_minutes(run, meta, base, device):
              if name in run.given}
     epochs = given.get('epochs', 0)
     shape = shape_for(n_tokens, meta['vocab_size'], flops, run.chunk_size, **given)
+    if base:  # its shape is known; a short text takes fewer rows, for eight steps an epoch
+        n_rows = max(1, n_tokens // (8 * run.chunk_size))
+        shape = {'batch_size': min(n_rows, run.batch_size)}
     shape['batch_size'] = math.ceil(shape['batch_size'] / world_size) * world_size
-    chosen = {} if base else choose(run, shape)
+    chosen = choose(run, shape)
 
     model, step_seconds, step_tokens, dtype, compiled, measuring = time_steps(
         run, meta, flops, dtype, device)

@@ -42,7 +42,7 @@ def main():
     ours = ideas.split(',') if ideas else []
     if not set(ours) <= set(IDEAS):
         raise UserError(f"ideas='{ideas}': choose from {','.join(IDEAS)}")
-    if seed < 0 or lr < 0 or n_tokens <= 0:
+    if not 0 <= seed < 2 ** 63 or lr < 0 or n_tokens <= 0:
         raise UserError('seed and lr take 0 or more, n_tokens more than 0')
     meta = read_meta(data_dir, mode)
     vocabulary = load_vocabulary(f'{data_dir}/{mode}')

@@ -435,7 +435,7 @@ class Report:
         self.labels_of_files = set()  # names of files and folders that a rating has, too
         self.n_controls = 0        # texts with control characters of ISO 8859-1
         self.empty = []            # files without a row
-        self.replaced = ''         # the folder, where it held other texts
+        self.replaced = ''         # the folder, where it held another train.txt
         self.columns = {}          # (text column, rating column) → names of all columns
         self.val_chars = 0
         self.val_bits = 0.0        # -log2 P of the validation texts, NaN where it is not known
@@ -494,7 +494,7 @@ class Report:
             yield (f'{self.name}: texts with characters of U+0080 to U+009F, which were removed: '
                    f'{self.n_controls:,} (were they quotes and dashes, cp1252 read as Latin-1?)')
         if self.replaced:
-            yield f'{self.replaced} held other texts; these have taken their place'
+            yield f'{self.replaced} held another train.txt; this one has taken its place'
         if len(self.types) > 1:
             parts = [f'{n:,} {suffix}' for suffix, n in self.types.items()]
             yield f'{self.name}: files read: {", ".join(parts)}'
@@ -712,7 +712,7 @@ def check_sides(reports, val_ratio, unit):
     if plain and unit != 'file' and any(n_texts.values()):
         advice = '; --unit=file makes one text of a file and keeps its end for validation'
     elif sum(n_texts.values()) > 1:
-        advice = '; a larger --val_ratio= takes more'
+        advice = f'; a {"smaller" if n_texts["val"] else "larger"} --val_ratio= may help'
     raise UserError(f'{sum(n_texts.values()):,} texts are too few, or too much alike, to have some '
                     f'on each side with val_ratio={val_ratio}{why}{advice}')
 

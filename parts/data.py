@@ -12,6 +12,7 @@ cut_anywhere() in bench/first.py for all of this file.
 """
 import math
 import os
+import shlex
 import zlib
 from bisect import bisect
 from concurrent.futures import ThreadPoolExecutor
@@ -345,14 +346,14 @@ def read_meta(data_dir, mode):
     if mode not in ('tokenizer', 'manual'):
         raise UserError(f"mode='{mode}': it is 'tokenizer' or 'manual'")
     if os.path.isfile(data_dir):
-        raise UserError(f'data_dir={data_dir} is a file; python prepare.py --source={data_dir} '
-                        'makes a folder for it')
+        raise UserError(f'data_dir={data_dir} is a file, and it takes a folder that prepare.py '
+                        'wrote (python prepare.py --source=FILE)')
     if not os.path.exists(path):  # (Path.exists() may raise where one may not look)
         for other in {'tokenizer', 'manual'} - {mode}:
             if os.path.exists(Path(data_dir, other, 'meta.json')):
+                flags = shlex.join([f'--data_dir={data_dir}', f'--mode={mode}'])
                 raise UserError(f'{folder} has no meta.json, but {data_dir}/{other} has: say '
-                                f'--mode={other}, or python prepare.py --data_dir={data_dir} '
-                                f'--mode={mode}')
+                                f'--mode={other}, or python prepare.py {flags}')
         advice = f'run prepare.py first (--source=… --output_dir={data_dir} --mode={mode})'
         raise UserError(f'{folder} has no meta.json; {advice}')
     return read_json(path)

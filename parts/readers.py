@@ -170,8 +170,7 @@ class Reader:
             return
         digit = re.sub(r'\.0$', '', str(row.get(rating)).strip())
         for other in row if digit.isdigit() else ():
-            label = re.sub(r'\.0$', '', visible(str(row[other])).lower())
-            meaning = LABEL_WORDS.get(label, label if label in ('0', '1', '2') else None)
+            meaning = LABEL_WORDS.get(visible(str(row[other])).lower())
             if plain(other) in RATING_COLUMNS and str(meaning) not in (digit, 'None'):
                 raise UserError(f'its {rating!r} is {digit} where {other!r} is {row[other]!r}; '
                                 '--rating_column= says which of them is the rating, and --ratings= '
@@ -692,8 +691,8 @@ def guess_encoding(head):
     elif has_zeros(head):
         likely = 'utf-16-be' if head[0::2].count(0) > head[1::2].count(0) else 'utf-16-le'
     elif decodes(head, 'utf-8'):
-        return 'utf-8', ('it is UTF-8: leave --encoding= out, and convert what is not UTF-8 '
-                         '(iconv -f ENCODING -t UTF-8)')
+        return 'utf-8', ('it is UTF-8: leave --encoding= out, and convert other files that '
+                         'are not (iconv -f ENCODING -t UTF-8)')
     elif western:
         return 'cp1252', ('it may be in a Western European encoding: say --encoding=cp1252, and '
                           'look whether accents and quotes are right')
@@ -701,7 +700,7 @@ def guess_encoding(head):
         likely = 'cp949'
     fits = decodes(head, likely)
     if likely == 'cp949':  # Chinese and Japanese fit, too: with few or rare syllables
-        letters = re.findall('[^\x00-\x7fㄱ-ㅣ]', head.decode('euc_kr', errors='replace'))
+        letters = re.findall(r'[^\W\d_a-zA-Zㄱ-ㅣ]|\ufffd', head.decode('euc_kr', errors='replace'))
         fits = 5 * sum('가' <= letter <= '힣' for letter in letters) > 4 * len(letters)
     if fits:
         return likely, (f'it looks like {likely}: say --encoding={likely}, and look whether the '

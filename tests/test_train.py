@@ -220,7 +220,7 @@ def test_a_mistake_is_heard_from_every_rank(tmp_path):
     (['--out_dir=/dev/null/x'], 'cannot be written to'),
     (['--out_dir=' + 300 * 'x'], 'cannot be written to'),
     (['--data_dir=/dev/null'], 'run prepare.py first'),
-    ([f'--data_dir={__file__}'], f'python prepare.py --source={__file__}'),
+    ([f'--data_dir={__file__}'], f'{__file__} is a file, and it takes a folder'),
     (['--mode=char'], "it is 'tokenizer' or 'manual'"),
     (['--data_dir=' + 300 * 'x'], 'run prepare.py first'),
     (['--data_dir=~nobody-of-this-name'], 'home directory'),

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -150,6 +151,13 @@ def test_texts_that_a_model_may_have_learned_are_not_its_score(demo, models, tmp
     said = run('eval.py', *flags, ok=False).stderr
     assert f'{texts} is no longer what {tmp_path / "ffn"} was trained with' in said
     run('eval.py', *flags, f'--data_dir={tmp_path / "data"}')
+    # the same folder, and a model of today's text before it
+    shutil.copytree(tmp_path / 'ffn', tmp_path / 'new')
+    content = texts.read_bytes()
+    edit(tmp_path / 'new/meta.json', val_txt_bytes=len(content), val_txt_crc32=zlib.crc32(content))
+    both = f'--model_path={tmp_path / "new"},{tmp_path / "ffn"}'
+    assert 'is no longer what' in run('eval.py', both, '--n_tokens=0.001', ok=False).stderr
+    run('eval.py', f'--model_path={tmp_path / "new"}', '--n_tokens=0.001')
 
 
 def test_pictures_are_drawn_with_matplotlib_and_not_missed_without(models, tmp_path):
