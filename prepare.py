@@ -26,6 +26,7 @@ from configurator import configure
 from parts.checkpoint import lock_folder, to_json
 from parts.corpus import (
     KNOWN_SOURCES,
+    OWN_LICENCE,
     RATINGS,
     SIDES,
     Labels,
@@ -274,7 +275,7 @@ def write_tokens(vocab, texts):
             said.append(line)
             meta |= {f'{side}_{name}': value for name, value in side_meta.items()}
         if len(meta['sources']) < 2:  # a person may have split the texts, or left some out since
-            theirs = {'name': source_name(texts), 'licence': "the file's own"}
+            theirs = {'name': source_name(texts), 'licence': OWN_LICENCE}
             counts = {name: meta[name] for name in ('train_reviews', 'val_reviews')}
             meta['sources'] = [{**(meta['sources'] or [theirs])[0], **counts}]
         create('meta.json').write(to_json(meta))

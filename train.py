@@ -417,10 +417,11 @@ def fit_to_minutes(run, meta, base, device):
     given = {name: getattr(run, name) for name in ('d_model', 'n_layers', 'epochs')
              if name in run.given}
     epochs = given.get('epochs', 0)
-    shape = shape_for(n_tokens, meta['vocab_size'], flops, run.chunk_size, **given)
     if base:  # its shape is known; a short text takes fewer rows, for eight steps an epoch
         n_rows = max(1, n_tokens // (8 * run.chunk_size))
         shape = {'batch_size': min(n_rows, run.batch_size)}
+    else:
+        shape = shape_for(n_tokens, meta['vocab_size'], flops, run.chunk_size, **given)
     shape['batch_size'] = math.ceil(shape['batch_size'] / world_size) * world_size
     chosen = choose(run, shape)
 

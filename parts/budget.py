@@ -50,7 +50,7 @@ def shape_for(n_tokens, vocab_size, flops, chunk_size=256, d_model=0, n_layers=0
         'dropout': dropout_for(n_tokens, n_stored, d_model, budget, epochs),
     }
     if n_tokens <= chunk_size:                                # the text does not fill a row
-        settings['chunk_size'] = max(2, 2 ** int(math.log2(max(1, n_tokens - 1))))
+        settings['chunk_size'] = 2 ** max(1, (n_tokens - 1).bit_length() - 1)
     return settings
 
 

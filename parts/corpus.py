@@ -165,6 +165,7 @@ HUB_DATASETS = {
 }
 PINNED = {'skt/kogpt2-base-v2': 'd0c0df48bf2b2c9350dd855021a5b216f560c0c7'}  # models
 KNOWN_SOURCES = ['demo', *HUB_DATASETS, *PLAIN_FILES]
+OWN_LICENCE = "the file's own"  # of a file that a person brings
 LICENCES = {  # of sources, and of vocabularies
     'kr3': 'CC BY-NC-SA 4.0',
     'kr3_raw': 'CC BY-NC-SA 4.0',
@@ -478,7 +479,7 @@ class Report:
                      for rating, (english, _) in enumerate(RATING_NAMES)]
             parts.append(f'{self.ratings[UNKNOWN]:,} without a rating')
             yield f'{self.name}: {", ".join(parts)}'
-        if 2 in set().union(*self.digits.values()) and self.licence == "the file's own":
+        if 2 in set().union(*self.digits.values()) and self.licence == OWN_LICENCE:
             yield (f'{self.name}: labels 0, 1 and 2 are read as negative, positive and ambiguous '
                    '(--ratings=0:0,1:2,2:1 where 1 is neutral and 2 positive)')
         for text, rating in sorted(self.columns, key=repr):
@@ -609,7 +610,7 @@ def split_sources(sources, folder, val_ratio, labels, make_reader, **reading):
         shared = {side: TextFile(create(name)) for side, name in SIDES.items()}
         for name, source in sources.items():
             reader = make_reader(source)
-            report = Report(name, LICENCES.get(source, "the file's own"))
+            report = Report(name, LICENCES.get(source, OWN_LICENCE))
             own = {side: TextFile(create(f'{name}_{side}.txt')) for side in SIDES}
             rows = read_source(source, reader, report, **reading)
             its_labels = Labels()
@@ -1002,7 +1003,7 @@ def clean_copy(texts, folder, unit):
     """
     meta = read_texts_meta(texts)
     licences = {source['licence'] for source in meta.get('sources', [])}
-    report = Report(source_name(texts), ', '.join(sorted(licences)) or "the file's own")
+    report = Report(source_name(texts), ', '.join(sorted(licences)) or OWN_LICENCE)
     with new_files(folder) as create:
         for side, name in SIDES.items():
             file = TextFile(create(name))

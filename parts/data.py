@@ -349,11 +349,11 @@ def read_meta(data_dir, mode):
         raise UserError(f'data_dir={data_dir} is a file, and it takes a folder that prepare.py '
                         'wrote (python prepare.py --source=FILE)')
     if not os.path.exists(path):  # (Path.exists() may raise where one may not look)
-        for other in {'tokenizer', 'manual'} - {mode}:
-            if os.path.exists(Path(data_dir, other, 'meta.json')):
-                flags = shlex.join([f'--data_dir={data_dir}', f'--mode={mode}'])
-                raise UserError(f'{folder} has no meta.json, but {data_dir}/{other} has: say '
-                                f'--mode={other}, or python prepare.py {flags}')
+        other = 'manual' if mode == 'tokenizer' else 'tokenizer'
+        if os.path.exists(Path(data_dir, other, 'meta.json')):
+            flags = shlex.join([f'--data_dir={data_dir}', f'--mode={mode}'])
+            raise UserError(f'{folder} has no meta.json, but {data_dir}/{other} has: say '
+                            f'--mode={other}, or python prepare.py {flags}')
         advice = f'run prepare.py first (--source=… --output_dir={data_dir} --mode={mode})'
         raise UserError(f'{folder} has no meta.json; {advice}')
     return read_json(path)

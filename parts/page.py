@@ -34,10 +34,11 @@ def write_page(model, vocabulary, meta, path):
         raise UserError('the page shows where attention looks, so '
                         'it takes a decoder, and this model has arch=ffn')
     spelling = page_vocabulary(vocabulary)
-    language = language_of(meta) or language_of_pieces(spelling['pieces'])
+    known = language_of(meta)
+    language = known or language_of_pieces(spelling['pieces'])
     folder = {
         'about': describe(model, meta),
-        'beginning': '김치찌개가' if language_of(meta) == 'ko' else '',
+        'beginning': '김치찌개가' if known == 'ko' else '',
         'lines': meta.get('unit', 'line') != 'line',           # a text may have several lines
         'config': asdict(model.config),
         'vocabulary': spelling,

@@ -668,7 +668,7 @@ def test_a_blank_line_below_the_names_ends_nothing(tmp_path):
 
 def test_the_columns_of_the_first_object_stand(tmp_path):
     rows = [{'text': text, 'label': 1} for text in LINES]
-    rows[7] |= {'comment': '확인함', 'rating': ''}              # neither of them is read
+    rows[7] |= {'comment': '확인함', 'rating': 0}              # neither of them is read
     write(tmp_path / 'r.jsonl', '\n\ufeff'.join(map(json.dumps, rows)))           # files, joined
     out = works(tmp_path, '--source=r.jsonl', '--mode=manual')
     assert "the text is the column 'text', the rating 'label'" in out
